@@ -1,0 +1,17 @@
+"""Run-time dependencies of the wheel: the torch minor that the core is compiled against."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def dynamic_metadata(
+    settings: Mapping[str, Any], project: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    import torch
+
+    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    return {"dependencies": [f"torch=={major}.{minor}.*", "numpy>=1.26"]}
+
+
+def dynamic_wheel(settings: Mapping[str, Any]) -> dict[str, bool]:
+    return {"dependencies": True}

@@ -1,0 +1,59 @@
+#include "checks.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace fastlr {
+
+void check_matrix(const at::Tensor& A, const char* caller, const char* name) {
+  TORCH_CHECK_TYPE(A.scalar_type() == at::kFloat || A.scalar_type() == at::kDouble, caller, ": ", name,
+                   " must be float32 or float64, got ", A.scalar_type());
+  TORCH_CHECK_TYPE(A.layout() == at::kStrided, caller, ": ", name, " must be a dense matrix, got layout ",
+                   A.layout());
+  TORCH_CHECK_VALUE(A.dim() == 2, caller, ": ", name, " must have 2 dimensions, got shape ", A.sizes());
+}
+
+double largest_magnitude(const at::Tensor& A) {
+  if (A.numel() == 0) return 0.0;
+  const auto [low, high] = at::aminmax(A);
+  const double least = low.item<double>(), most = high.item<double>();
+  if (std::isnan(least) || std::isnan(most)) return std::numeric_limits<double>::quiet_NaN();
+  return std::max(std::abs(least), std::abs(most));
+}
+
+void check_finite(const at::Tensor& A, const char* caller, const char* name) {
+  if (std::isfinite(largest_magnitude(A))) return;
+  const auto first = at::isfinite(A).logical_not_().nonzero()[0].to(at::kCPU);
+  const int64_t row = first[0].item<int64_t>(), column = first[1].item<int64_t>();
+  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item<double>(),
+                    " at index (", row, ", ", column, ")");
+}
+
+double unit_roundoff(const at::Tensor& A) {
+  return A.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() / 2
+                                        : std::numeric_limits<float>::epsilon() / 2;
+}
+
+int scale_exponent(double magnitude) {
+  if (magnitude == 0.0) return 0;
+  int exponent;
+  std::frexp(magnitude, &exponent);
+  return -exponent;
+}
+
+at::Tensor scaled(const at::Tensor& A, int exponent) {
+  if (exponent == 0) return A;
+  const int half = exponent / 2;
+  return A * std::ldexp(1.0, half) * std::ldexp(1.0, exponent - half);
+}
+
+double frobenius_norm(const at::Tensor& A) {
+  const int exponent = scale_exponent(largest_magnitude(A));
+  const auto unit = scaled(A.to(at::kDouble), exponent);
+  return std::ldexp(at::linalg_vector_norm(unit).item<double>(), -exponent);
+}
+
+}  // namespace fastlr

@@ -1,0 +1,29 @@
+// Argument checks and scale-free magnitudes that every algorithm shares.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace fastlr {
+
+// A strided float32 or float64 matrix, or a clear error that names the caller and the argument.
+void check_matrix(const at::Tensor& A, const char* caller, const char* name = "A");
+
+// The largest magnitude in A (0 for an empty one); infinite or NaN where A holds such an entry.
+double largest_magnitude(const at::Tensor& A);
+
+// Raises ValueError with the first non-finite index of A; does nothing where all entries are finite.
+void check_finite(const at::Tensor& A, const char* caller, const char* name = "A");
+
+// Unit roundoff of A's type, 2^-24 or 2^-53.
+double unit_roundoff(const at::Tensor& A);
+
+// The e for which magnitude * 2^e lies in [1/2, 1); 0 for zero.
+int scale_exponent(double magnitude);
+
+// A * 2^e, exact but for underflow; A itself where e = 0. 2^e may lie outside the type's range.
+at::Tensor scaled(const at::Tensor& A, int exponent);
+
+// ‖A‖_F in double precision, without overflow or underflow of the squares.
+double frobenius_norm(const at::Tensor& A);
+
+}  // namespace fastlr

@@ -1,0 +1,80 @@
+"""Open the C++ core, after making sure that it was compiled against the torch that runs."""
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+import torch
+
+from fastlr._build_info import CUDA_ARCHITECTURES, TORCH_VERSION
+
+_REBUILD = "pip install --force-reinstall --no-deps --no-build-isolation fastlr"
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split("+")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def check_torch(built: str, running: str, cuda_built: bool, cuda_running: bool) -> None:
+    """Raise ImportError where a core built against torch `built` cannot run with torch `running`.
+
+    torch keeps its C++ ABI within a minor version only; a core with CUDA kernels needs a torch
+    with CUDA.
+    """
+    if _minor(built) != _minor(running):
+        raise ImportError(
+            f"fastlr was compiled against torch {built}, but torch {running} is installed; "
+            f"install torch {'.'.join(map(str, _minor(built)))}.* or rebuild fastlr with: {_REBUILD}"
+        )
+    if cuda_built and not cuda_running:
+        raise ImportError(
+            f"fastlr was compiled against torch {built} with CUDA, but the installed torch {running} "
+            f"is a CPU build; install torch with CUDA or rebuild fastlr with: {_REBUILD}"
+        )
+
+
+def load_core() -> None:
+    """Check the versions and load the extension module, which registers `torch.ops.fastlr`."""
+    check_torch(
+        TORCH_VERSION, torch.__version__, bool(CUDA_ARCHITECTURES), torch.version.cuda is not None
+    )
+    try:
+        importlib.import_module("fastlr._core")
+    except ImportError as error:
+        raise ImportError(
+            f"fastlr's compiled core cannot be loaded ({error}); rebuild it with: {_REBUILD}"
+        ) from error
+
+
+def build_info() -> dict[str, Any]:
+    """What the core was compiled with and what it runs on.
+
+    Returns
+    -------
+    dict
+        Keys `version`, `torch_built`, `torch_running`, `cuda` (the architectures compiled for,
+        an empty list for a CPU build), `compiler`, `cpu_capability` and `blas`.
+
+    Examples
+    --------
+    >>> import fastlr
+    >>> sorted(fastlr.build_info())
+    ['blas', 'compiler', 'cpu_capability', 'cuda', 'torch_built', 'torch_running', 'version']
+    """
+    core = importlib.import_module("fastlr._core")
+    return {
+        "version": importlib.metadata.version("fastlr"),
+        "torch_built": TORCH_VERSION,
+        "torch_running": torch.__version__,
+        "cuda": [arch for arch in CUDA_ARCHITECTURES.split(";") if arch],
+        "compiler": core.compiler,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": _blas_name(),
+    }
+
+
+def _blas_name() -> str:
+    settings = torch.__config__.show()
+    _, found, rest = settings.partition("BLAS_INFO=")
+    return rest.split(",")[0] if found else "unknown"

@@ -1,0 +1,88 @@
+"""Fake (meta) implementations and autograd of the operators `torch.ops.fastlr.*`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INFO = {"randomized_svd": 5, "interpolative": 3}
+
+
+@torch.library.register_fake("fastlr::random_matrix")
+def _(
+    rows: int,
+    columns: int,
+    kind: str,
+    seed: int,
+    row0: int,
+    column0: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty((rows, columns), dtype=dtype, device=device)
+
+
+@torch.library.register_fake("fastlr::gaussian_product")
+def _(X: Tensor, rows: int, columns: int, seed: int, transposed: bool) -> Tensor:
+    return X.new_empty((X.shape[0], rows if transposed else columns))
+
+
+@torch.library.register_fake("fastlr::orthonormalize")
+def _(Y: Tensor) -> Tensor:
+    return Y.new_empty((Y.shape[0], min(Y.shape)))
+
+
+@torch.library.register_fake("fastlr::randomized_svd")
+def _(
+    A: Tensor, rank: int, oversample: int, power_iters: int | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, n = A.shape
+    return (
+        A.new_empty((m, rank)),
+        A.new_empty((rank,)),
+        A.new_empty((rank, n)),
+        _fake_info("randomized_svd"),
+    )
+
+
+@torch.library.register_fake("fastlr::interpolative")
+def _(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        A.new_empty((rank,), dtype=torch.int64),
+        A.new_empty((rank, A.shape[1])),
+        _fake_info("interpolative"),
+    )
+
+
+def _fake_info(op: str) -> Tensor:
+    return torch.empty((_INFO[op],), dtype=torch.float64, device="cpu")
+
+
+# X -> X Omega is linear: its adjoint multiplies by the same Omega, transposed.
+
+
+def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.rows, ctx.columns, ctx.seed, ctx.transposed = inputs
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    adjoint = torch.ops.fastlr.gaussian_product(
+        grad, ctx.rows, ctx.columns, ctx.seed, not ctx.transposed
+    )
+    return adjoint, None, None, None, None
+
+
+torch.library.register_autograd(
+    "fastlr::gaussian_product", _product_backward, setup_context=_product_context
+)
+
+
+def _not_differentiable(name: str) -> None:
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"fastlr.linalg.{name} is not differentiable; detach its input")
+
+    torch.library.register_autograd(f"fastlr::{name}", backward)
+
+
+for _name in ("orthonormalize", "randomized_svd", "interpolative"):
+    _not_differentiable(_name)

@@ -1,0 +1,20 @@
+"""Randomized decompositions of dense matrices: NumPy or torch in, the same kind out."""
+
+from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.orthonormal import orthonormalize
+from fastlr.linalg.random import random_matrix
+from fastlr.linalg.results import InterpolativeInfo, InterpolativeResult, SVDInfo, SVDResult
+from fastlr.linalg.sketching import sketch
+from fastlr.linalg.svd import randomized_svd
+
+__all__ = [
+    "InterpolativeInfo",
+    "InterpolativeResult",
+    "SVDInfo",
+    "SVDResult",
+    "interpolative",
+    "orthonormalize",
+    "random_matrix",
+    "randomized_svd",
+    "sketch",
+]

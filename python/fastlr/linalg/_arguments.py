@@ -1,0 +1,38 @@
+"""Checks of scalar arguments that every routine shares."""
+
+import operator
+from typing import Any, TypeAlias
+
+import torch
+
+Seed: TypeAlias = int | torch.Generator | None
+
+
+def as_integer(value: Any, caller: str, name: str) -> int:
+    """Return `value` as an int; a bool or a fractional number is a TypeError."""
+    if isinstance(value, bool):
+        raise TypeError(f"{caller}: {name} must be an integer, got {value}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{caller}: {name} must be an integer, got {value!r}") from None
+
+
+def as_seed(seed: Seed, caller: str) -> int:
+    """Return the 64-bit key of the random draws, as the signed number that operators take.
+
+    An int is used as it is; from a `torch.Generator`, or from torch's default generator where
+    `seed` is None, one 64-bit number is drawn.
+    """
+    if seed is None or isinstance(seed, torch.Generator):
+        device = "cpu" if seed is None else seed.device
+        drawn = torch.randint(-(2**63), 2**63 - 1, (), generator=seed, device=device)
+        return int(drawn.item())
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(
+            f"{caller}: seed must be an int, a torch.Generator or None, got {type(seed).__name__}"
+        )
+    number = operator.index(seed)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{caller}: seed must fit 64 bits, got {number}")
+    return number - 2**64 if number >= 2**63 else number

@@ -1,0 +1,133 @@
+"""Named tuples that unpack as usual and carry `.info`."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# An estimate from 10 Gaussian probes underestimates ‖E‖_F by more than this factor with probability
+# at most 1 %: sqrt(10 / 2.5582), 2.5582 the 1 % quantile of chi-squared with 10 degrees of freedom.
+# An error of rank one is the worst case (Roosta-Khorasani, Székely, Ascher, "Assessing stochastic
+# algorithms for large scale nonlinear least squares problems using extremal probabilities of linear
+# combinations of gamma random variables", SIAM/ASA J. Uncertainty Quantification 3 (2015)).
+PROBE_FACTOR = 1.9771
+PROBE_FAILURE_PROBABILITY = 0.01
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """How a result was obtained and how far it may be from A, in the Frobenius norm.
+
+    Attributes
+    ----------
+    method : str
+        The algorithm that ran.
+    passes : int
+        Products with A or its transpose, and scans of it.
+    error : float
+        Upper estimate of ‖A − approximation‖_F; it holds with probability
+        ``1 - failure_probability``.
+    error_estimate : float
+        Estimate of the same norm whose square is unbiased.
+    failure_probability : float
+        0.0 where the error is known from the full spectrum.
+    """
+
+    method: str
+    passes: int
+    error: float
+    error_estimate: float
+    failure_probability: float
+
+
+@dataclass(frozen=True)
+class SVDInfo(ErrorInfo):
+    """`ErrorInfo` of an SVD.
+
+    Attributes
+    ----------
+    power_iters : int
+        Subspace iterations carried out.
+    converged : bool
+        False where ``power_iters="auto"`` met its limit before the singular values had settled.
+    """
+
+    power_iters: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class InterpolativeInfo(ErrorInfo):
+    """`ErrorInfo` of an interpolative decomposition."""
+
+
+def error_fields(passes: float, estimate: float, probes: float) -> dict[str, Any]:
+    """Return the fields of `ErrorInfo` that follow from the core's numbers."""
+    return {
+        "passes": int(passes),
+        "error": estimate * PROBE_FACTOR if probes else estimate,
+        "error_estimate": estimate,
+        "failure_probability": PROBE_FAILURE_PROBABILITY if probes else 0.0,
+    }
+
+
+class _SVDFields(NamedTuple):
+    U: Any
+    S: Any
+    Vh: Any
+
+
+class SVDResult(_SVDFields):
+    """A ≈ U @ diag(S) @ Vh, with `info` about how it was obtained.
+
+    Attributes
+    ----------
+    U : array, shape (m, rank)
+        Orthonormal columns; the largest entry of each is positive.
+    S : array, shape (rank,)
+        Singular values, descending.
+    Vh : array, shape (rank, n)
+        Orthonormal rows.
+    info : SVDInfo
+        Not part of the tuple.
+    """
+
+    info: SVDInfo
+
+    def __new__(cls, U: Any, S: Any, Vh: Any, info: SVDInfo) -> "SVDResult":
+        self = super().__new__(cls, U, S, Vh)
+        self.info = info
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (*self, self.info)
+
+
+class _InterpolativeFields(NamedTuple):
+    indices: Any
+    coefficients: Any
+
+
+class InterpolativeResult(_InterpolativeFields):
+    """Chosen rows or columns and the coefficients of all others in them.
+
+    Attributes
+    ----------
+    indices : array of int64, shape (rank,)
+        The chosen rows (``axis=0``) or columns (``axis=1``), most important first.
+    coefficients : array, shape (m, rank) or (rank, n)
+        At most 2 in magnitude, the identity at `indices`:
+        ``A ≈ coefficients @ A[indices]`` or ``A ≈ A[:, indices] @ coefficients``.
+    info : InterpolativeInfo
+        Not part of the tuple.
+    """
+
+    info: InterpolativeInfo
+
+    def __new__(
+        cls, indices: Any, coefficients: Any, info: InterpolativeInfo
+    ) -> "InterpolativeResult":
+        self = super().__new__(cls, indices, coefficients)
+        self.info = info
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (*self, self.info)
