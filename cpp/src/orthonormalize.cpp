@@ -24,14 +24,17 @@ std::optional<at::Tensor> cholesky_factor(const at::Tensor& G, double shift) {
   return L.mT() * scale;
 }
 
-// Y R^-1 in blocks of rows that stay in cache: the solver copies what it is given.
+// Tall operands are worked on in blocks of rows that stay in cache.
+constexpr int64_t kBlockRows = 4096;
+
+// Y R^-1, of the type of Y.
 at::Tensor right_divide(const at::Tensor& Y, const at::Tensor& R) {
-  constexpr int64_t step = 4096;
+  const auto divisor = R.to(Y.scalar_type());
   auto quotient = at::empty(Y.sizes(), Y.options());
-  for (int64_t row = 0; row < Y.size(0); row += step) {
-    const int64_t height = std::min(step, Y.size(0) - row);
+  for (int64_t row = 0; row < Y.size(0); row += kBlockRows) {
+    const int64_t height = std::min(kBlockRows, Y.size(0) - row);
     auto block = quotient.narrow(0, row, height);
-    at::linalg_solve_triangular_out(block, R, Y.narrow(0, row, height), /*upper=*/true, /*left=*/false);
+    at::linalg_solve_triangular_out(block, divisor, Y.narrow(0, row, height), /*upper=*/true, /*left=*/false);
   }
   return quotient;
 }
@@ -40,10 +43,35 @@ double distance_from_identity(const at::Tensor& G) {
   return at::linalg_matrix_norm(G - at::eye(G.size(0), G.options()), "fro").item<double>();
 }
 
-// The shift of Fukaya et al. for a Gram matrix with unit diagonal, whose norm is at most k.
+// A shift beyond the usual rounding error of a Gram matrix with unit diagonal. The worst case that Fukaya et al.
+// prove safe is so large that float32 columns would need many passes; a breakdown below it is caught.
 double breakdown_shift(const at::Tensor& Y) {
   const double m = Y.size(0), k = Y.size(1);
-  return 11 * (m + k + 1) * k * unit_roundoff(Y);
+  return 4 * (std::sqrt(m) + k) * unit_roundoff(Y);
+}
+
+// YᵀY free of the bias that long sums of equal signs gather in a product (a column of m ones is off by up to
+// m u / 4): float32 is accumulated in float64; for float64 the diagonal, whose terms are all positive, is summed
+// pairwise.
+at::Tensor accurate_gram(const at::Tensor& Y) {
+  if (Y.scalar_type() == at::kDouble) {
+    const auto G = at::mm(Y.mT(), Y);
+    G.diagonal().copy_(Y.square().sum(0));
+    return G;
+  }
+  auto G = at::zeros({Y.size(1), Y.size(1)}, Y.options().dtype(at::kDouble));
+  for (const auto& block : Y.split(kBlockRows)) {
+    const auto wide = block.to(at::kDouble);
+    G.addmm_(wide.mT(), wide);
+  }
+  return G;
+}
+
+// The last pass: Y is nearly orthonormal, and only its Gram matrix must be right.
+at::Tensor finish(const at::Tensor& Y) {
+  const auto R = cholesky_factor(accurate_gram(Y), 0.0);
+  TORCH_CHECK_LINALG(R, "orthonormalize: the basis before the last pass is not orthonormal; please report the matrix");
+  return right_divide(Y, *R);
 }
 
 // Below this distance ‖YᵀY − I‖ one Cholesky QR pass gives orthonormality to rounding.
@@ -54,12 +82,11 @@ std::optional<at::Tensor> cholesky_qr(at::Tensor Q) {
   constexpr int most_passes = 4;
   for (int pass = 0; pass < most_passes; ++pass) {
     const auto G = at::mm(Q.mT(), Q);
-    const bool last = pass > 0 && distance_from_identity(G) < kNearOrthonormal;
+    if (pass > 0 && distance_from_identity(G) < kNearOrthonormal) return finish(Q);
     auto R = cholesky_factor(G, 0.0);
     if (!R) R = cholesky_factor(G, breakdown_shift(Q));
     if (!R) return std::nullopt;
     Q = right_divide(Q, *R);
-    if (last) return Q;
   }
   return std::nullopt;
 }
@@ -79,18 +106,14 @@ at::Tensor orthonormalize(const at::Tensor& Y) {
     if (const auto Q = cholesky_qr(unit)) return *Q;
   // Householder QR completes any rank to an orthonormal basis; one Cholesky pass removes the rounding that it
   // gathers over long columns.
-  const auto Q = std::get<0>(at::linalg_qr(unit));
-  const auto R = cholesky_factor(at::mm(Q.mT(), Q), 0.0);
-  TORCH_CHECK_LINALG(R, "orthonormalize: LAPACK's QR factorization is not orthonormal");
-  return right_divide(Q, *R);
+  return finish(std::get<0>(at::linalg_qr(unit)));
 }
 
 at::Tensor stabilize(const at::Tensor& Y) {
   check_matrix(Y, "orthonormalize", "Y");
-  const auto scaled = scaled_to_unit(Y);
-  if (const auto R = cholesky_factor(at::mm(scaled.mT(), scaled), breakdown_shift(scaled)))
-    return right_divide(scaled, *R);
-  return orthonormalize(scaled);
+  const auto unit = scaled_to_unit(Y);
+  if (const auto R = cholesky_factor(at::mm(unit.mT(), unit), 0.0)) return right_divide(unit, *R);
+  return orthonormalize(unit);
 }
 
 }  // namespace fastlr

@@ -31,8 +31,11 @@ Projection project(const at::Tensor& A, const at::Tensor& range) {
   return {Q, P, at::mm(rows.mT(), P)};
 }
 
-// Where the numerical noise of singular values computed from products with A begins.
-double noise_level(const at::Tensor& S, double u) { return S.numel() ? 4 * u * S[0].item<double>() : 0.0; }
+// Where the rounding noise of computed singular values begins: a few sqrt(k) u of the largest.
+double noise_level(const at::Tensor& S, double u) {
+  const auto k = static_cast<double>(S.numel());
+  return k > 0 ? 4 * std::sqrt(k) * u * S[0].item<double>() : 0.0;
+}
 
 // True when no one of the leading `rank` Ritz values has grown by more than kRitzTolerance.
 bool ritz_values_settled(const at::Tensor& before, const at::Tensor& now, int64_t rank) {
@@ -111,7 +114,7 @@ struct Sketched {
   int64_t passes;
 };
 
-Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed) {
+Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed, bool transposed) {
   const auto split = [&](const at::Tensor& scaled_A, int exponent, const at::Tensor& product, int64_t passes) {
     return Sketched{scaled_A, exponent, product.narrow(1, 0, width), product.narrow(1, width, kProbes),
                     passes};
@@ -123,15 +126,16 @@ Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed) {
   const double low = std::sqrt(smallest_normal) / u;
   if (magnitude >= low && magnitude <= 1 / low) return split(A, 0, product, 1);
 
-  check_finite(A, "randomized_svd");
+  check_finite(transposed ? A.mT() : A, "randomized_svd");
   const int exponent = scale_exponent(largest_magnitude(A));
   const auto scaled_A = scaled(A, exponent);
   return split(scaled_A, exponent, gaussian_product(scaled_A, A.size(1), width + kProbes, seed), 4);
 }
 
+// `transposed`: A is the transpose of the caller's matrix, which errors have to name.
 RandomizedSvd randomized_svd_tall(const at::Tensor& A, int64_t rank, int64_t width,
-                                  std::optional<int64_t> power_iters, int64_t seed) {
-  const auto sketched = sketch_with_probe(A, width, seed);
+                                  std::optional<int64_t> power_iters, int64_t seed, bool transposed) {
+  const auto sketched = sketch_with_probe(A, width, seed, transposed);
   const auto iterated = power_iters ? iterate_fixed(sketched.A, sketched.range, *power_iters)
                                     : iterate_until_settled(sketched.A, sketched.range, rank);
   const auto& [Q, P, core] = iterated.projection;
@@ -172,7 +176,7 @@ RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversamp
 
   // The short side is sketched: fewer draws, and A and its transpose get the same factors.
   const bool wide = A.size(0) < A.size(1);
-  auto result = randomized_svd_tall(wide ? A.mT() : A, rank, width, power_iters, seed);
+  auto result = randomized_svd_tall(wide ? A.mT() : A, rank, width, power_iters, seed, wide);
   if (wide) {
     auto U = result.Vh.mT(), Vh = result.U.mT();
     result.U = U;

@@ -15,7 +15,7 @@ namespace fastlr {
 at::Tensor orthonormalize(const at::Tensor& Y);
 
 // A well-conditioned, not quite orthonormal basis of the same span for the inner steps of a subspace
-// iteration: one shifted Cholesky QR pass, 2 m k^2 flops, where that suffices; `orthonormalize` elsewhere.
+// iteration: one Cholesky QR pass, 2 m k^2 flops, where that does not break down; `orthonormalize` elsewhere.
 at::Tensor stabilize(const at::Tensor& Y);
 
 }  // namespace fastlr

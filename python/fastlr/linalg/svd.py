@@ -39,7 +39,7 @@ def randomized_svd(
     SVDResult
         ``U`` (m × rank), ``S`` (rank), ``Vh`` (rank × n), of the kind, dtype and device of A, and
         ``info``. U and Vh are orthonormal to 10·√rank·u whatever the rank of A; singular values
-        below 4·u·S[0], which are rounding noise, are exact zeros; the largest entry of each column
+        below 4·√(rank + oversample)·u·S[0] are rounding noise and returned as exact zeros; the largest entry of each column
         of U is positive. Where A has a zero dimension, the factors are empty.
 
     Raises

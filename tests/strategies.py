@@ -1,0 +1,47 @@
+"""Hypothesis strategies: matrices with a known spectrum."""
+
+import numpy as np
+import scipy.linalg
+import torch
+from hypothesis import strategies as st
+
+dtypes = st.sampled_from([torch.float32, torch.float64])
+seeds = st.integers(min_value=-(2**63), max_value=2**64 - 1)
+
+
+def with_spectrum(m: int, n: int, values, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
+    """An m × n matrix with the given leading singular values (zeros beyond them)."""
+    rng = np.random.default_rng(seed)
+    values = np.asarray(values, dtype=np.float64)
+    left = scipy.linalg.qr(rng.standard_normal((m, len(values))), mode="economic")[0]
+    right = scipy.linalg.qr(rng.standard_normal((n, len(values))), mode="economic")[0]
+    return torch.from_numpy((left * values) @ right.T).to(dtype)
+
+
+@st.composite
+def spectra(draw, size: int):
+    """Flat, stepped, one outlier, clustered, graded or decaying singular values."""
+    kind = draw(st.sampled_from(["flat", "step", "outlier", "clustered", "graded", "decaying"]))
+    index = np.arange(size)
+    match kind:
+        case "flat":
+            return np.ones(size)
+        case "step":
+            return np.where(index < draw(st.integers(1, size)), 1.0, 1e-3)
+        case "outlier":
+            return np.where(index == 0, 1e3, 1.0)
+        case "clustered":
+            return 1.0 / (1 + index // 5)
+        case "graded":
+            return 10.0 ** (-draw(st.floats(1, 40)) * index / size)
+        case "decaying":
+            return 1.0 / (1.0 + index)
+
+
+@st.composite
+def matrices(draw, max_size: int = 60, dtype=dtypes):
+    """A matrix of any shape up to max_size with one of the spectra above."""
+    m = draw(st.integers(1, max_size))
+    n = draw(st.integers(1, max_size))
+    values = draw(spectra(min(m, n)))
+    return with_spectrum(m, n, values, draw(dtype), draw(st.integers(0, 2**31)))
