@@ -6,9 +6,9 @@ from contextlib import contextmanager
 # The references run on one thread: NumPy's pool and torch's would fight over the cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "fastlr",

@@ -1,4 +1,4 @@
-"""Reference answers by SciPy, in float64, and the unit roundoffs that tolerances are derived from."""
+"""Reference answers by SciPy in float64, and the unit roundoffs that tolerances derive from."""
 
 import math
 

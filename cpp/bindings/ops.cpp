@@ -12,8 +12,8 @@ namespace {
 
 at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, int64_t seed, int64_t row0,
                          int64_t column0, at::ScalarType dtype, at::Device device) {
-  TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "random_matrix: rows and columns must be non-negative, got ",
-                    rows, " and ", columns);
+  TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "random_matrix: rows and columns must be non-negative, got ", rows,
+                    " and ", columns);
   const auto parsed = fastlr::parse_random_kind(std::string_view(kind.data(), kind.size()));
   auto out = at::empty({rows, columns}, at::TensorOptions().dtype(dtype).device(device));
   fastlr::fill_random(out, parsed, seed, row0, column0);
@@ -35,8 +35,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> randomized_svd(const 
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   auto r = fastlr::interpolative(A, rank, seed);
-  return {r.indices, r.coefficients,
-          info({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)})};
+  return {r.indices, r.coefficients, info({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)})};
 }
 
 void register_kernels(torch::Library& library) {
@@ -60,9 +59,8 @@ TORCH_LIBRARY(fastlr, library) {
       "randomized_svd(Tensor A, int rank, int oversample, int? power_iters, int seed) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)",
       {at::Tag::pt2_compliant_tag});
-  library.def(
-      "interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)",
-      {at::Tag::pt2_compliant_tag});
+  library.def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)",
+              {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }

@@ -20,8 +20,7 @@ __global__ void fill_random_kernel(T* out, RandomWindow window, int64_t first_gr
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < counters; i += step) {
     const int64_t group = first_group + i / window.columns;
     const int64_t column = i % window.columns;
-    const auto drawn = philox::variates_at<T, kind>(window.seed, group,
-                                                    static_cast<uint32_t>(window.column0 + column));
+    const auto drawn = philox::variates_at<T, kind>(window.seed, group, static_cast<uint32_t>(window.column0 + column));
 #pragma unroll
     for (int r = 0; r < height; ++r) {
       const int64_t row = group * height + r - window.row0;

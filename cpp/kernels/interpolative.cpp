@@ -15,8 +15,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 
 template <typename T>
-inline __attribute__((always_inline)) T subtract_and_find_largest(T* row, const T* pivot_row, T factor,
-                                                                   int64_t size) {
+inline __attribute__((always_inline)) T subtract_and_find_largest(T* row, const T* pivot_row, T factor, int64_t size) {
   T largest[kLanes] = {};
   int64_t j = 0;
   for (; j + kLanes <= size; j += kLanes) {

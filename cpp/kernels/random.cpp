@@ -17,8 +17,8 @@ using philox::Kind;
 using philox::Variates;
 
 template <typename T, Kind kind>
-inline __attribute__((always_inline)) void fill_lanes(uint64_t seed, uint64_t row_group,
-                                                      uint32_t column, int lanes, T* lane_rows) {
+inline __attribute__((always_inline)) void fill_lanes(uint64_t seed, uint64_t row_group, uint32_t column, int lanes,
+                                                      T* lane_rows) {
   for (int lane = 0; lane < lanes; ++lane) {
     const auto group = philox::variates_at<T, kind>(seed, row_group, column + lane);
     for (int r = 0; r < Variates<T>::count; ++r) lane_rows[r * kLanes + lane] = group.v[r];
@@ -28,11 +28,10 @@ inline __attribute__((always_inline)) void fill_lanes(uint64_t seed, uint64_t ro
 }  // namespace
 
 // target_clones takes neither templates nor internal linkage in every compiler: six plain functions.
-#define FASTLR_DEFINE_LANES(name, T, kind)                                                          \
-  FASTLR_MULTIVERSION void name(uint64_t seed, uint64_t row_group, uint32_t column, int lanes,      \
-                                T* lane_rows);                                                      \
-  void name(uint64_t seed, uint64_t row_group, uint32_t column, int lanes, T* lane_rows) {          \
-    fill_lanes<T, kind>(seed, row_group, column, lanes, lane_rows);                                 \
+#define FASTLR_DEFINE_LANES(name, T, kind)                                                                    \
+  FASTLR_MULTIVERSION void name(uint64_t seed, uint64_t row_group, uint32_t column, int lanes, T* lane_rows); \
+  void name(uint64_t seed, uint64_t row_group, uint32_t column, int lanes, T* lane_rows) {                    \
+    fill_lanes<T, kind>(seed, row_group, column, lanes, lane_rows);                                           \
   }
 
 FASTLR_DEFINE_LANES(lanes_uniform_f32, float, Kind::uniform)
@@ -47,13 +46,9 @@ namespace {
 template <typename T>
 auto lanes_function(Kind kind) {
   if constexpr (sizeof(T) == sizeof(float)) {
-    return kind == Kind::uniform    ? lanes_uniform_f32
-           : kind == Kind::gaussian ? lanes_gaussian_f32
-                                    : lanes_sign_f32;
+    return kind == Kind::uniform ? lanes_uniform_f32 : kind == Kind::gaussian ? lanes_gaussian_f32 : lanes_sign_f32;
   } else {
-    return kind == Kind::uniform    ? lanes_uniform_f64
-           : kind == Kind::gaussian ? lanes_gaussian_f64
-                                    : lanes_sign_f64;
+    return kind == Kind::uniform ? lanes_uniform_f64 : kind == Kind::gaussian ? lanes_gaussian_f64 : lanes_sign_f64;
   }
 }
 

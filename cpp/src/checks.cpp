@@ -11,8 +11,7 @@ namespace fastlr {
 void check_matrix(const at::Tensor& A, const char* caller, const char* name) {
   TORCH_CHECK_TYPE(A.scalar_type() == at::kFloat || A.scalar_type() == at::kDouble, caller, ": ", name,
                    " must be float32 or float64, got ", A.scalar_type());
-  TORCH_CHECK_TYPE(A.layout() == at::kStrided, caller, ": ", name, " must be a dense matrix, got layout ",
-                   A.layout());
+  TORCH_CHECK_TYPE(A.layout() == at::kStrided, caller, ": ", name, " must be a dense matrix, got layout ", A.layout());
   TORCH_CHECK_VALUE(A.dim() == 2, caller, ": ", name, " must have 2 dimensions, got shape ", A.sizes());
 }
 
@@ -28,8 +27,8 @@ void check_finite(const at::Tensor& A, const char* caller, const char* name) {
   if (std::isfinite(largest_magnitude(A))) return;
   const auto first = at::isfinite(A).logical_not_().nonzero()[0].to(at::kCPU);
   const int64_t row = first[0].item<int64_t>(), column = first[1].item<int64_t>();
-  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item<double>(),
-                    " at index (", row, ", ", column, ")");
+  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item<double>(), " at index (",
+                    row, ", ", column, ")");
 }
 
 double unit_roundoff(const at::Tensor& A) {

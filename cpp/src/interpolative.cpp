@@ -26,9 +26,7 @@ struct Selection {
   int64_t rank;
 
   at::Tensor chosen(at::Device device) const { return part(0, rank, device); }
-  at::Tensor others(at::Device device) const {
-    return part(rank, static_cast<int64_t>(order.size()), device);
-  }
+  at::Tensor others(at::Device device) const { return part(rank, static_cast<int64_t>(order.size()), device); }
 
  private:
   at::Tensor part(int64_t begin, int64_t end, at::Device device) const {
@@ -69,8 +67,8 @@ int64_t swap_until_bounded(at::Tensor& T, Selection& selection, int64_t most) {
   if (!T.is_cpu()) return swap_until_bounded_aten(T, selection.order, most);
   int64_t exchanged = 0;
   AT_DISPATCH_FLOATING_TYPES(T.scalar_type(), "interpolative", [&] {
-    exchanged = kernels::swap_until_bounded_cpu(T.mutable_data_ptr<scalar_t>(), T.size(0), T.size(1), kBound,
-                                                most, selection.order.data());
+    exchanged = kernels::swap_until_bounded_cpu(T.mutable_data_ptr<scalar_t>(), T.size(0), T.size(1), kBound, most,
+                                                selection.order.data());
   });
   return exchanged;
 }
@@ -137,11 +135,10 @@ Choice choose_columns(const at::Tensor& A, int64_t rank, int64_t seed, int64_t& 
 Interpolative interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   check_matrix(A, "interpolative");
   const int64_t n = A.size(1), shorter = std::min(A.size(0), n);
-  TORCH_CHECK_VALUE(rank >= 1 && rank <= shorter, "interpolative: rank must be between 1 and min(m, n) = ",
-                    shorter, ", got ", rank);
+  TORCH_CHECK_VALUE(rank >= 1 && rank <= shorter, "interpolative: rank must be between 1 and min(m, n) = ", shorter,
+                    ", got ", rank);
   check_finite(A, "interpolative");
-  if (rank == n)
-    return {at::arange(n, A.options().dtype(at::kLong)), at::eye(n, A.options()), 1, 0.0, 0};
+  if (rank == n) return {at::arange(n, A.options().dtype(at::kLong)), at::eye(n, A.options()), 1, 0.0, 0};
 
   int64_t passes = 2;
   const auto choice = choose_columns(A, rank, seed, passes);

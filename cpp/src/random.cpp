@@ -21,17 +21,15 @@ RandomKind parse_random_kind(std::string_view name) {
   TORCH_CHECK_VALUE(false, "kind must be 'gaussian', 'uniform' or 'sign', got '", name, "'");
 }
 
-void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t row0,
-                 int64_t column0) {
+void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t row0, int64_t column0) {
   TORCH_CHECK_VALUE(out.dim() == 2 && (out.size(1) <= 1 || out.stride(1) == 1),
                     "fill_random: out must be a matrix with unit stride along its rows");
-  TORCH_CHECK_VALUE(row0 >= 0 && column0 >= 0 &&
-                        column0 + out.size(1) <= std::numeric_limits<uint32_t>::max(),
-                    "fill_random: row0 and column0 must be non-negative and columns below 2^32, got row0 = ",
-                    row0, ", column0 = ", column0);
+  TORCH_CHECK_VALUE(row0 >= 0 && column0 >= 0 && column0 + out.size(1) <= std::numeric_limits<uint32_t>::max(),
+                    "fill_random: row0 and column0 must be non-negative and columns below 2^32, got row0 = ", row0,
+                    ", column0 = ", column0);
   if (out.numel() == 0) return;
-  const kernels::RandomWindow window{static_cast<uint64_t>(seed), row0,         out.size(0),
-                                     column0,                     out.size(1), out.stride(0)};
+  const kernels::RandomWindow window{
+      static_cast<uint64_t>(seed), row0, out.size(0), column0, out.size(1), out.stride(0)};
   AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "fill_random", [&] {
     if (out.is_cpu()) {
       kernels::fill_random_cpu(out.mutable_data_ptr<scalar_t>(), kind, window);

@@ -52,8 +52,7 @@ struct Iterated {
 };
 
 Iterated iterate_fixed(const at::Tensor& A, at::Tensor range, int64_t power_iters) {
-  for (int64_t i = 0; i < power_iters; ++i)
-    range = at::mm(A, stabilize(at::mm(A.mT(), stabilize(range))));
+  for (int64_t i = 0; i < power_iters; ++i) range = at::mm(A, stabilize(at::mm(A.mT(), stabilize(range))));
   return {project(A, range), power_iters, true};
 }
 
@@ -101,13 +100,19 @@ RandomizedSvd exact_svd(const at::Tensor& A, int64_t rank) {
   U = polished(U.narrow(1, 0, rank));
   Vh = polished(Vh.narrow(0, 0, rank).mT()).mT();
   fix_signs(U, Vh);
-  return {U.contiguous(), without_noise(S, unit_roundoff(A)).narrow(0, 0, rank).contiguous(), Vh.contiguous(), 0, 1,
-          tail + rounding, 0, true};
+  return {U.contiguous(),
+          without_noise(S, unit_roundoff(A)).narrow(0, 0, rank).contiguous(),
+          Vh.contiguous(),
+          0,
+          1,
+          tail + rounding,
+          0,
+          true};
 }
 
 // The random sketch of A and, behind its `width` columns, the probe A * Omega of the error estimate.
 struct Sketched {
-  at::Tensor A;      // times 2^exponent, which keeps all squares within range
+  at::Tensor A;  // times 2^exponent, which keeps all squares within range
   int exponent;
   at::Tensor range;  // A * Omega
   at::Tensor probe;  // A * Omega', Omega' independent of Omega
@@ -116,13 +121,12 @@ struct Sketched {
 
 Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed, bool transposed) {
   const auto split = [&](const at::Tensor& scaled_A, int exponent, const at::Tensor& product, int64_t passes) {
-    return Sketched{scaled_A, exponent, product.narrow(1, 0, width), product.narrow(1, width, kProbes),
-                    passes};
+    return Sketched{scaled_A, exponent, product.narrow(1, 0, width), product.narrow(1, width, kProbes), passes};
   };
   const auto product = gaussian_product(A, A.size(1), width + kProbes, seed);
   const double magnitude = largest_magnitude(product), u = unit_roundoff(A);
-  const double smallest_normal = A.scalar_type() == at::kFloat ? std::numeric_limits<float>::min()
-                                                               : std::numeric_limits<double>::min();
+  const double smallest_normal =
+      A.scalar_type() == at::kFloat ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
   const double low = std::sqrt(smallest_normal) / u;
   if (magnitude >= low && magnitude <= 1 / low) return split(A, 0, product, 1);
 
@@ -133,8 +137,8 @@ Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed, boo
 }
 
 // `transposed`: A is the transpose of the caller's matrix, which errors have to name.
-RandomizedSvd randomized_svd_tall(const at::Tensor& A, int64_t rank, int64_t width,
-                                  std::optional<int64_t> power_iters, int64_t seed, bool transposed) {
+RandomizedSvd randomized_svd_tall(const at::Tensor& A, int64_t rank, int64_t width, std::optional<int64_t> power_iters,
+                                  int64_t seed, bool transposed) {
   const auto sketched = sketch_with_probe(A, width, seed, transposed);
   const auto iterated = power_iters ? iterate_fixed(sketched.A, sketched.range, *power_iters)
                                     : iterate_until_settled(sketched.A, sketched.range, rank);
@@ -161,8 +165,8 @@ double frobenius_estimate(const at::Tensor& probed) {
   return frobenius_norm(probed) / std::sqrt(static_cast<double>(probed.size(1)));
 }
 
-RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample,
-                             std::optional<int64_t> power_iters, int64_t seed) {
+RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
+                             int64_t seed) {
   check_matrix(A, "randomized_svd");
   const int64_t shorter = std::min(A.size(0), A.size(1));
   TORCH_CHECK_VALUE(rank >= 1 && (rank <= shorter || shorter == 0),

@@ -21,18 +21,15 @@ int64_t block_rows(int64_t columns, int64_t item_size) {
 
 }  // namespace
 
-at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed,
-                            bool transposed) {
+at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed) {
   check_matrix(X, "gaussian_product", "X");
-  TORCH_CHECK_VALUE(rows >= 0 && columns >= 0,
-                    "gaussian_product: rows and columns must be non-negative, got ", rows, " and ", columns);
+  TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "gaussian_product: rows and columns must be non-negative, got ", rows,
+                    " and ", columns);
   TORCH_CHECK_VALUE(X.size(1) == (transposed ? columns : rows), "gaussian_product: X must have ",
-                    transposed ? columns : rows, " columns to match the random matrix, got shape ",
-                    X.sizes());
+                    transposed ? columns : rows, " columns to match the random matrix, got shape ", X.sizes());
   const int64_t step = std::min(rows, block_rows(columns, X.element_size()));
   const auto block = at::empty({step, columns}, X.options());
-  auto product = transposed ? at::empty({X.size(0), rows}, X.options())
-                            : at::zeros({X.size(0), columns}, X.options());
+  auto product = transposed ? at::empty({X.size(0), rows}, X.options()) : at::zeros({X.size(0), columns}, X.options());
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t height = std::min(step, rows - row);
     const auto omega = block.narrow(0, 0, height);

@@ -4,8 +4,10 @@
 """
 
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
 
 from fastlr._loader import build_info, load_core
+from fastlr._loader import core_path as _core_path
 
 load_core()
 
@@ -15,4 +17,7 @@ from fastlr import nn as nn  # noqa: E402
 
 __version__ = _version("fastlr")
 
-__all__ = ["__version__", "build_info", "linalg", "nn"]
+#: For CMake's CMAKE_PREFIX_PATH: ``find_package(fastlr)`` then finds the C++ library.
+cmake_prefix_path = str(_Path(_core_path()).parent / "lib" / "cmake")
+
+__all__ = ["__version__", "build_info", "cmake_prefix_path", "linalg", "nn"]

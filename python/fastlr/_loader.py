@@ -24,13 +24,13 @@ def check_torch(built: str, running: str, cuda_built: bool, cuda_running: bool) 
     """
     if _minor(built) != _minor(running):
         raise ImportError(
-            f"fastlr was compiled against torch {built}, but torch {running} is installed; "
-            f"install torch {'.'.join(map(str, _minor(built)))}.* or rebuild fastlr with: {_REBUILD}"
+            f"fastlr was compiled against torch {built}, but torch {running} is installed; install "
+            f"torch {'.'.join(map(str, _minor(built)))}.* or rebuild fastlr with: {_REBUILD}"
         )
     if cuda_built and not cuda_running:
         raise ImportError(
-            f"fastlr was compiled against torch {built} with CUDA, but the installed torch {running} "
-            f"is a CPU build; install torch with CUDA or rebuild fastlr with: {_REBUILD}"
+            f"fastlr was compiled against torch {built} with CUDA, but the installed torch "
+            f"{running} is a CPU build; install torch with CUDA or rebuild fastlr with: {_REBUILD}"
         )
 
 
@@ -45,6 +45,11 @@ def load_core() -> None:
         raise ImportError(
             f"fastlr's compiled core cannot be loaded ({error}); rebuild it with: {_REBUILD}"
         ) from error
+
+
+def core_path() -> str:
+    """Path of the extension module; headers and library of the C++ package lie beside it."""
+    return str(importlib.import_module("fastlr._core").__file__)
 
 
 def build_info() -> dict[str, Any]:

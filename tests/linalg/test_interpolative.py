@@ -6,10 +6,10 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from references import exact, singular_values, tail_norm, unit_roundoff
-from strategies import matrices, seeds, with_spectrum
 
 import fastlr.linalg as la
+from references import exact, singular_values, tail_norm, unit_roundoff
+from strategies import matrices, seeds, with_spectrum
 
 FLOATS = [torch.float32, torch.float64]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from references import exact, orthonormality_error, unit_roundoff
-from strategies import dtypes, matrices, with_spectrum
 
 import fastlr.linalg as la
+from references import exact, orthonormality_error, unit_roundoff
+from strategies import dtypes, matrices, with_spectrum
 
 
 def span_error(Q, Y) -> float:

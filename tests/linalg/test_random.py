@@ -6,10 +6,10 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import dtypes, seeds
 
 import fastlr.linalg as la
 from fastlr import _core
+from strategies import dtypes, seeds
 
 KINDS = ("gaussian", "uniform", "sign")
 
@@ -76,9 +76,7 @@ def test_gaussians_are_the_box_muller_transform_of_the_words():
     drawn = la.random_matrix(rows, columns, seed=seed, dtype=torch.float64).numpy()
     for group in range(rows // 2):
         for column in range(columns):
-            words = _core.philox4x32_10(
-                (group, 0, column, 1), (seed & 0xFFFFFFFF, seed >> 32)
-            )
+            words = _core.philox4x32_10((group, 0, column, 1), (seed & 0xFFFFFFFF, seed >> 32))
             uniform = ((words[1] >> 1) + (words[0] >> 10) * 2.0**-22) * 2.0**-31 + 2.0**-54
             low30 = (words[3] << 2) & 0xFFFFFFFF
             signed = low30 - 2**32 if low30 >= 2**31 else low30

@@ -7,6 +7,8 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import fastlr.linalg as la
 from references import (
     exact,
     orthonormality_error,
@@ -15,8 +17,6 @@ from references import (
     unit_roundoff,
 )
 from strategies import matrices, seeds, with_spectrum
-
-import fastlr.linalg as la
 
 FLOATS = [torch.float32, torch.float64]
 

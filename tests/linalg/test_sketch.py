@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from references import exact, unit_roundoff
-from strategies import matrices, seeds
 
 import fastlr.linalg as la
+from references import exact, unit_roundoff
+from strategies import matrices, seeds
 
 
 @given(A=matrices(), size=st.integers(1, 70), axis=st.sampled_from([0, 1, -1, -2]), seed=seeds)
@@ -19,7 +19,9 @@ def test_is_the_product_with_the_random_matrix_of_the_seed(A, size, axis, seed):
     expected = omega.T @ exact(A) if axis in (0, -2) else exact(A) @ omega
     assert got.dtype == A.dtype
     # |error| ≤ (inner + 2)·u·Σ|a||ω| entrywise, whatever the order of summation.
-    bound = np.abs(omega).T @ np.abs(exact(A)) if axis in (0, -2) else np.abs(exact(A)) @ np.abs(omega)
+    bound = (
+        np.abs(omega).T @ np.abs(exact(A)) if axis in (0, -2) else np.abs(exact(A)) @ np.abs(omega)
+    )
     assert np.all(np.abs(exact(got) - expected) <= (inner + 2) * unit_roundoff(A) * bound)
 
 
@@ -28,7 +30,7 @@ def test_more_rows_than_a_cache_block(dtype):
     # 524288 bytes of Ω a block: 9000 rows of 40 columns take several blocks.
     A = torch.randn(3, 9000, dtype=dtype, generator=torch.Generator().manual_seed(0))
     expected = exact(A) @ exact(la.random_matrix(9000, 40, seed=2, dtype=dtype)) / math.sqrt(40)
-    # Random signs: the error of a sum of 9000 terms is about √9000·u of its size, 8 deviations allowed.
+    # Random signs: the error of a sum of 9000 terms is about √9000·u of its size; 8 deviations.
     tolerance = 8 * math.sqrt(9000) * unit_roundoff(A) * float(np.abs(expected).max())
     assert np.abs(exact(la.sketch(A, 40, axis=1, seed=2)) - expected).max() <= tolerance
 

@@ -9,8 +9,8 @@ struct Interpolative {
   at::Tensor indices;       // `rank` distinct column numbers, int64
   at::Tensor coefficients;  // rank x n, identity at `indices`, every entry at most 2 in magnitude
   int64_t passes;
-  double error;             // estimate of ‖A - A[:, indices] * coefficients‖_F
-  int64_t probes;           // Gaussian vectors behind the estimate
+  double error;    // estimate of ‖A - A[:, indices] * coefficients‖_F
+  int64_t probes;  // Gaussian vectors behind the estimate
 };
 
 // A (m x n) ≈ A[:, indices] * coefficients. Exact to rounding where rank = min(m, n).

@@ -26,8 +26,7 @@ struct Words {
   uint32_t w0, w1, w2, w3;
 };
 
-FASTLR_HOST_DEVICE Words draw(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
-                              uint32_t k1) {
+FASTLR_HOST_DEVICE Words draw(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
   constexpr uint32_t multiplier0 = 0xD2511F53u, multiplier1 = 0xCD9E8D57u;
   constexpr uint32_t weyl0 = 0x9E3779B9u, weyl1 = 0xBB67AE85u;
   FASTLR_UNROLL
@@ -48,13 +47,9 @@ FASTLR_HOST_DEVICE Words draw(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3
 // Only signed 32-bit conversions: every vector instruction set has them.
 
 FASTLR_HOST_DEVICE float as_float(uint32_t w) { return static_cast<float>(static_cast<int32_t>(w)); }
-FASTLR_HOST_DEVICE double as_double(uint32_t w) {
-  return static_cast<double>(static_cast<int32_t>(w));
-}
+FASTLR_HOST_DEVICE double as_double(uint32_t w) { return static_cast<double>(static_cast<int32_t>(w)); }
 
-FASTLR_HOST_DEVICE float unit_interval(uint32_t w) {
-  return as_float(w >> 1) * 0x1p-31f + 0x1p-32f;
-}
+FASTLR_HOST_DEVICE float unit_interval(uint32_t w) { return as_float(w >> 1) * 0x1p-31f + 0x1p-32f; }
 FASTLR_HOST_DEVICE double unit_interval(uint32_t low, uint32_t high) {
   return (as_double(high >> 1) + as_double(low >> 10) * 0x1p-22) * 0x1p-31 + 0x1p-54;
 }
@@ -81,8 +76,7 @@ template <int First, int Terms, typename T>
 FASTLR_HOST_DEVICE T alternating_series(T z) {
   T sum = T(1);
   FASTLR_UNROLL
-  for (int j = Terms; j >= 1; --j)
-    sum = T(1) - z * (T(1) / T((2 * j - 2 + First) * (2 * j - 1 + First))) * sum;
+  for (int j = Terms; j >= 1; --j) sum = T(1) - z * (T(1) / T((2 * j - 2 + First) * (2 * j - 1 + First))) * sum;
   return sum;
 }
 
@@ -126,8 +120,7 @@ FASTLR_HOST_DEVICE Pair<T> box_muller(T uniform, T eighth, uint32_t quadrant) {
   const T cosine = alternating_series<1, CosineTerms>(z);
   const T along = (quadrant & 1u) ? sine : cosine;
   const T across = (quadrant & 1u) ? cosine : sine;
-  return {radius * (((quadrant + 1u) & 2u) ? -along : along),
-          radius * ((quadrant & 2u) ? -across : across)};
+  return {radius * (((quadrant + 1u) & 2u) ? -along : along), radius * ((quadrant & 2u) ? -across : across)};
 }
 
 FASTLR_HOST_DEVICE Pair<float> gaussian_pair(uint32_t w0, uint32_t w1) {
@@ -185,8 +178,7 @@ FASTLR_HOST_DEVICE Variates<T> variates(const Words& w) {
 // Counter of the group of rows that holds `row_group * Variates<T>::count`, and of one column.
 template <typename T, Kind kind>
 FASTLR_HOST_DEVICE Variates<T> variates_at(uint64_t seed, uint64_t row_group, uint32_t column) {
-  return variates<T, kind>(draw(static_cast<uint32_t>(row_group),
-                                static_cast<uint32_t>(row_group >> 32), column,
+  return variates<T, kind>(draw(static_cast<uint32_t>(row_group), static_cast<uint32_t>(row_group >> 32), column,
                                 static_cast<uint32_t>(kind), static_cast<uint32_t>(seed),
                                 static_cast<uint32_t>(seed >> 32)));
 }

@@ -14,7 +14,6 @@ RandomKind parse_random_kind(std::string_view name);
 // Rows [row0, row0 + out.size(0)) and columns [column0, column0 + out.size(1)) of the random matrix of
 // `seed`, written to `out`: float32 or float64, CPU or CUDA, unit stride along its rows.
 // uniform: (0, 1]; gaussian: N(0, 1); sign: -1 or +1.
-void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t row0 = 0,
-                 int64_t column0 = 0);
+void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t row0 = 0, int64_t column0 = 0);
 
 }  // namespace fastlr

@@ -24,8 +24,8 @@ struct RandomizedSvd {
 //
 // Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4
 // and 5.1; the error estimate is the Girard-Hutchinson estimator of ‖A - U diag(S) Vh‖_F^2.
-RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample,
-                             std::optional<int64_t> power_iters, int64_t seed);
+RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
+                             int64_t seed);
 
 // Gaussian vectors of an error estimate.
 constexpr int64_t kProbes = 10;

@@ -38,7 +38,9 @@ def adapt(A: Any, caller: str, name: str = "A") -> Adapted:
     """
     if isinstance(A, Tensor):
         return _adapt_tensor(A, caller, name, numpy=False, promoted=torch.get_default_dtype())
-    return _adapt_tensor(_from_numpy(A, caller, name), caller, name, numpy=True, promoted=torch.float64)
+    return _adapt_tensor(
+        _from_numpy(A, caller, name), caller, name, numpy=True, promoted=torch.float64
+    )
 
 
 def _adapt_tensor(

@@ -39,8 +39,9 @@ def randomized_svd(
     SVDResult
         ``U`` (m × rank), ``S`` (rank), ``Vh`` (rank × n), of the kind, dtype and device of A, and
         ``info``. U and Vh are orthonormal to 10·√rank·u whatever the rank of A; singular values
-        below 4·√(rank + oversample)·u·S[0] are rounding noise and returned as exact zeros; the largest entry of each column
-        of U is positive. Where A has a zero dimension, the factors are empty.
+        below 4·√(rank + oversample)·u·S[0] are rounding noise and returned as exact zeros; the
+        largest entry of each column of U is positive. Where A has a zero dimension, the factors are
+        empty.
 
     Raises
     ------
@@ -53,12 +54,12 @@ def randomized_svd(
     Notes
     -----
     2 + 2·power_iters passes over A, each 2·m·n·(rank + oversample) flops, and
-    O((m + n)·(rank + oversample)²) besides. Where rank + oversample reaches min(m, n), one dense SVD
-    is computed instead. Matrices whose entries are so large or small that squares would leave the
-    floating-point range are rescaled by a power of two (a copy of A and three more passes).
+    O((m + n)·(rank + oversample)²) besides. Where rank + oversample reaches min(m, n), one dense
+    SVD is computed instead. Matrices whose entries are so large or small that squares would leave
+    the floating-point range are rescaled by a power of two (a copy of A, three more passes).
 
-    ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F from ten random probes that share the
-    first pass over A; it fails with the stated probability.
+    ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F from ten random probes that share
+    the first pass over A; it fails with the stated probability.
 
     Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011).
     Not differentiable.

@@ -1,0 +1,3 @@
+# Written by CMake next to the extension module.
+TORCH_VERSION: str
+CUDA_ARCHITECTURES: str

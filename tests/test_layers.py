@@ -1,0 +1,70 @@
+"""Imports go one way: cli → nn → linalg → _ops, _core → torch; and `import fastlr` stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastlr
+
+ROOT = Path(fastlr.__file__).parent
+# What a module below the folder may import of fastlr, beside its own folder.
+ALLOWED = {
+    "linalg": set(),
+    "nn": {"fastlr.linalg"},
+    "cli": {"fastlr", "fastlr.linalg", "fastlr.nn"},
+}
+# Imported inside the functions that need them.
+HEAVY = {"transformers", "safetensors", "matplotlib", "rich", "typer", "scipy", "sklearn", "gguf"}
+
+modules = [path for layer in ALLOWED for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def imported(tree):
+    """Names of imported modules; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, package):
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", modules, ids=lambda p: str(p.relative_to(ROOT)))
+def test_module_keeps_to_its_layer(path):
+    layer = path.relative_to(ROOT).parts[0]
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    for name in imported(tree):
+        if within(name, "fastlr"):
+            assert within(name, f"fastlr.{layer}") or any(
+                within(name, package) if package != "fastlr" else name.count(".") == 1
+                for package in ALLOWED[layer]
+            ), f"{path.name} imports {name}"
+    if layer != "linalg":
+        assert "torch.ops.fastlr" not in source
+        assert "_core" not in source
+
+
+@pytest.mark.parametrize("path", modules, ids=lambda p: str(p.relative_to(ROOT)))
+def test_optional_packages_are_not_imported_at_module_level(path):
+    if path.relative_to(ROOT).parts[0] == "cli":
+        pytest.skip("the command needs its extra; test_app checks that a missing one is reported")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            roots = {name.partition(".")[0] for name in imported(node)}
+            assert not roots & HEAVY
+
+
+def test_import_loads_no_optional_package():
+    code = f"import sys, fastlr; print(sorted({HEAVY!r} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+import fastlr
+from fastlr._loader import check_torch
+
+
+def test_versions_are_those_of_the_packages():
+    info = fastlr.build_info()
+    assert info["version"] == fastlr.__version__
+    assert info["torch_running"] == torch.__version__
+    assert info["torch_built"].split(".")[:2] == torch.__version__.split(".")[:2]
+
+
+@pytest.mark.parametrize("running", ["2.13.0", "2.13.1+cpu", "2.13.0+cu130"])
+def test_same_minor_version_is_accepted(running):
+    check_torch("2.13.0", running, cuda_built=False, cuda_running="cu" in running)
+
+
+@pytest.mark.parametrize("running", ["2.12.1", "2.14.0+cpu", "3.13.0", "2.1.3"])
+def test_other_version_names_both_and_the_remedy(running):
+    with pytest.raises(ImportError) as error:
+        check_torch("2.13.0", running, cuda_built=False, cuda_running=False)
+    message = str(error.value)
+    assert "torch 2.13.0" in message
+    assert f"torch {running}" in message
+    assert "pip install" in message
+
+
+def test_cuda_core_needs_cuda_torch():
+    with pytest.raises(ImportError, match=r"with CUDA, but the installed torch .* is a CPU build"):
+        check_torch("2.13.0", "2.13.0+cpu", cuda_built=True, cuda_running=False)
+
+
+def test_wheel_requires_the_torch_minor_it_was_built_against():
+    from importlib.metadata import requires
+
+    major, minor = fastlr.build_info()["torch_built"].split(".")[:2]
+    assert f"torch=={major}.{minor}.*" in requires("fastlr")

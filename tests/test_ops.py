@@ -1,0 +1,155 @@
+"""The contract that every registered operator keeps; an operator without samples fails."""
+
+import pytest
+import torch
+
+import fastlr
+from references import unit_roundoff
+
+OPS = torch.ops.fastlr
+
+
+def matrix(m, n, dtype=torch.float64):
+    return torch.randn(m, n, dtype=dtype, generator=torch.Generator().manual_seed(m + 100 * n))
+
+
+# name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
+SAMPLES = {
+    "random_matrix": (
+        [
+            (5, 7, kind, 3, 1, 2, dtype, torch.device("cpu"))
+            for kind in ("gaussian", "uniform", "sign")
+            for dtype in (torch.float32, torch.float64)
+        ],
+        False,
+    ),
+    "gaussian_product": (
+        [
+            (matrix(6, 5), 5, 4, 1, False),
+            (matrix(6, 4), 5, 4, 1, True),
+            (matrix(6, 5, torch.float32), 5, 4, 1, False),
+        ],
+        True,
+    ),
+    "orthonormalize": ([(matrix(9, 4),), (matrix(4, 9, torch.float32),)], False),
+    "randomized_svd": (
+        [
+            (matrix(30, 20), 3, 4, None, 0),
+            (matrix(20, 30, torch.float32), 3, 4, 2, 0),
+            (matrix(8, 6), 5, 10, None, 0),
+        ],
+        False,
+    ),
+    "interpolative": (
+        [(matrix(30, 20), 3, 0), (matrix(6, 8, torch.float32), 6, 0), (matrix(8, 6), 6, 0)],
+        False,
+    ),
+}
+# A matrix without entries, where the operator has an answer for one.
+EMPTY = {
+    "gaussian_product": (torch.empty(0, 5), 5, 4, 1, False),
+    "orthonormalize": (torch.empty(0, 3),),
+    "randomized_svd": (torch.empty(4, 0), 1, 0, None, 0),
+}
+
+registered = sorted(
+    name.removeprefix("fastlr::").partition(".")[0]
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("fastlr::")
+)
+cases = [
+    pytest.param(name, sample, id=f"{name}-{i}")
+    for name, (samples, _) in SAMPLES.items()
+    for i, sample in enumerate(samples)
+]
+matrix_cases = [case for case in cases if isinstance(case.values[1][0], torch.Tensor)]
+
+
+def run(name, sample):
+    result = getattr(OPS, name)(*sample)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_equal_to_rounding(one, two, A):
+    for a, b in zip(one, two, strict=True):
+        # The samples are 30 × 20 at most, with gaps between their singular values: 10⁴·u covers
+        # the condition of the singular vectors.
+        torch.testing.assert_close(a, b, rtol=1e4 * unit_roundoff(A), atol=1e4 * unit_roundoff(A))
+
+
+def test_every_operator_has_samples():
+    assert registered == sorted(SAMPLES)
+
+
+@pytest.mark.parametrize(("name", "sample"), cases)
+def test_opcheck(name, sample):
+    torch.library.opcheck(getattr(OPS, name).default, sample)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, smooth) in SAMPLES.items() if smooth])
+def test_gradcheck(name):
+    for sample in SAMPLES[name][0]:
+        if sample[0].dtype == torch.float64:
+            A = sample[0].clone().requires_grad_()
+            assert torch.autograd.gradcheck(lambda X, s=sample: run(name, (X, *s[1:])), A)
+
+
+@pytest.mark.parametrize("name", [n for n, (s, smooth) in SAMPLES.items() if not smooth])
+def test_not_differentiable_is_an_error_not_a_zero(name):
+    for sample in SAMPLES[name][0]:
+        if isinstance(sample[0], torch.Tensor):
+            A = sample[0].clone().requires_grad_()
+            outputs = [out for out in run(name, (A, *sample[1:])) if out.requires_grad]
+            assert outputs
+            with pytest.raises(RuntimeError, match="is not differentiable"):
+                sum(out.sum() for out in outputs).backward()
+
+
+@pytest.mark.parametrize(("name", "sample"), matrix_cases)
+def test_input_is_not_written_to(name, sample):
+    before = sample[0].clone()
+    run(name, sample)
+    assert torch.equal(sample[0], before)
+
+
+@pytest.mark.parametrize(("name", "sample"), matrix_cases)
+def test_non_contiguous_input(name, sample):
+    A, expected = sample[0], run(name, sample)
+    spaced = torch.zeros(2 * A.shape[0], 3 * A.shape[1], dtype=A.dtype)[::2, ::3]
+    spaced.copy_(A)
+    for view in (A.mT.contiguous().mT, spaced):
+        assert_equal_to_rounding(run(name, (view, *sample[1:])), expected, A)
+
+
+@pytest.mark.parametrize(("name", "sample"), matrix_cases)
+def test_thread_count(name, sample, threads):
+    with threads(1):
+        one = run(name, sample)
+    with threads(2):
+        two = run(name, sample)
+    assert_equal_to_rounding(one, two, sample[0])
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_input(name):
+    for out in run(name, EMPTY[name]):
+        assert not out.isnan().any()
+    torch.library.opcheck(getattr(OPS, name).default, EMPTY[name], test_utils="test_schema")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("name", "sample"), matrix_cases)
+def test_cuda_agrees_with_the_cpu(name, sample):
+    if not fastlr.build_info()["cuda"]:
+        pytest.skip("fastlr was built without CUDA kernels")
+    on_device = run(name, (sample[0].cuda(), *sample[1:]))
+    assert_equal_to_rounding([out.cpu() for out in on_device], run(name, sample), sample[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_draws_have_the_bits_of_the_cpu():
+    if not fastlr.build_info()["cuda"]:
+        pytest.skip("fastlr was built without CUDA kernels")
+    for sample in SAMPLES["random_matrix"][0]:
+        on_device = OPS.random_matrix(*sample[:-1], torch.device("cuda"))
+        assert torch.equal(on_device.cpu(), OPS.random_matrix(*sample))
