@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch_paths import torch_version
+
 
 def dynamic_metadata(
     settings: Mapping[str, Any], project: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    import torch
-
-    major, minor = torch.__version__.split("+")[0].split(".")[:2]
+    major, minor = torch_version()[0].split(".")[:2]
     return {"dependencies": [f"torch=={major}.{minor}.*", "numpy>=1.26"]}
 
 

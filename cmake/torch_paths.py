@@ -1,19 +1,34 @@
-"""Print where the interpreter's torch keeps its headers and libraries, as CMake `set` commands.
+"""Where the interpreter's torch keeps its headers and libraries, without importing it.
 
-`find_package(Torch)` is not used: with a CUDA build of torch it stops on machines without a CUDA
-toolkit.
+Prints CMake `set` commands. `find_package(Torch)` is not used: with a CUDA build of torch it stops
+on machines without a CUDA toolkit. torch is not imported either: the headers and libraries of a
+CUDA build are enough to compile against, on machines where its own CUDA libraries are missing.
 """
 
-import torch
-from torch.utils.cpp_extension import include_paths, library_paths
+import importlib.util
+import runpy
+from pathlib import Path
 
 
-def cmake_list(values: list[str]) -> str:
-    return ";".join(value.replace("\\", "/") for value in values)
+def torch_root() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise SystemExit("torch is not installed for this interpreter")
+    return Path(spec.origin).parent
 
 
-print(f'set(FASTLR_TORCH_VERSION "{torch.__version__.split("+")[0]}")')
-print(f'set(FASTLR_TORCH_CUDA "{torch.version.cuda or ""}")')
-print(f"set(FASTLR_TORCH_CXX11_ABI {int(torch.compiled_with_cxx11_abi())})")
-print(f'set(FASTLR_TORCH_INCLUDE_DIRS "{cmake_list(include_paths())}")')
-print(f'set(FASTLR_TORCH_LIBRARY_DIRS "{cmake_list(library_paths())}")')
+def torch_version() -> tuple[str, str]:
+    """Return the release of torch and the CUDA version it was built with, empty for a CPU build."""
+    version = runpy.run_path(str(torch_root() / "version.py"))
+    return version["__version__"].split("+")[0], version["cuda"] or ""
+
+
+if __name__ == "__main__":
+    # The directories that torch.utils.cpp_extension.include_paths and library_paths name.
+    root = torch_root()
+    include = [root / "include", root / "include" / "torch" / "csrc" / "api" / "include"]
+    release, cuda = torch_version()
+    print(f'set(FASTLR_TORCH_VERSION "{release}")')
+    print(f'set(FASTLR_TORCH_CUDA "{cuda}")')
+    print(f'set(FASTLR_TORCH_INCLUDE_DIRS "{";".join(path.as_posix() for path in include)}")')
+    print(f'set(FASTLR_TORCH_LIBRARY_DIRS "{(root / "lib").as_posix()}")')

@@ -97,7 +97,7 @@ class SVDResult(_SVDFields):
         self.info = info
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return (*self, self.info)
 
 
@@ -129,5 +129,5 @@ class InterpolativeResult(_InterpolativeFields):
         self.info = info
         return self
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return (*self, self.info)
