@@ -8,7 +8,7 @@ import torch
 
 from fastlr._build_info import CUDA_ARCHITECTURES, TORCH_VERSION
 
-_REBUILD = "pip install --force-reinstall --no-deps --no-build-isolation fastlr"
+_REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of fastlr's source>"
 
 
 def _minor(version: str) -> tuple[int, int]:

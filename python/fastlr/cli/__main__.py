@@ -1,0 +1,7 @@
+"""``python -m fastlr.cli`` is the command ``fastlr``."""
+
+import sys
+
+from . import main
+
+sys.exit(main())

@@ -1,0 +1,223 @@
+"""The commands and their options; each command's work is in a module of its own.
+
+Nothing heavy is imported here: typer reads this file to print the help.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .errors import is_expected, sentence, wants_traceback
+
+app = typer.Typer(
+    name="fastlr",
+    help="Make language models smaller with certified low-rank algebra.",
+    epilog="FASTLR_TRACEBACK=1 shows the traceback of an error.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Method = Literal["svd", "svd_llm"]
+Form = Literal["interpolative", "factored", "dense"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory that transformers reads, or a .gguf.")
+]
+RatioOption = Annotated[
+    float, typer.Option(help="Share of the linear layers' parameters to remove, between 0 and 1.")
+]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Number of calibration samples.")]
+SeqLenOption = Annotated[int, typer.Option(min=2, help="Tokens in a sample or window.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option(help="Number type; auto: as stored, float32 for a .gguf.")
+]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the report as JSON, and nothing else, on stdout.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        import fastlr
+
+        print(f"fastlr {fastlr.__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("compress")
+def _compress(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")],
+    ratio: RatioOption = 0.2,
+    method: Annotated[Method, typer.Option(help="How the best low rank is found.")] = "svd_llm",
+    form: Annotated[Form, typer.Option(help="How it is stored.")] = "interpolative",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Calibration text; without it the model writes its own."),
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to measure perplexity on, before and after."),
+    ] = None,
+    samples: SamplesOption = 64,
+    seq_len: SeqLenOption = 512,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows of the --evaluate text; default: all.")
+    ] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that was saved at OUT.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress MODEL and save it to the directory OUT."""
+    from .compress import CompressRequest, compress
+
+    compress(
+        CompressRequest(
+            model=model,
+            out=out,
+            ratio=ratio,
+            method=method,
+            form=form,
+            calibration=calibration,
+            evaluate=evaluate,
+            samples=samples,
+            seq_len=seq_len,
+            windows=windows,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            overwrite=overwrite,
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command("evaluate")
+def _evaluate(
+    model: ModelArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The text.")],
+    seq_len: SeqLenOption = 512,
+    windows: Annotated[int | None, typer.Option(min=1, help="How many; default: all.")] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure MODEL's perplexity on the text in FILE."""
+    from .evaluate import evaluate
+
+    evaluate(
+        model, file, seq_len=seq_len, windows=windows, dtype=dtype, device=device, as_json=as_json
+    )
+
+
+@app.command("demo")
+def _demo(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|FILE.gguf", help="Another model than SmolLM2-135M-Instruct."),
+    ] = None,
+    ratio: RatioOption = 0.2,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the results go.")] = Path(
+        "fastlr-demo"
+    ),
+    samples: SamplesOption = 12,
+    seq_len: SeqLenOption = 512,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each evaluation.")] = 4,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a real language model and write a report: a few minutes on two cores."""
+    from .demo import DemoRequest, demo
+
+    code = demo(
+        DemoRequest(
+            model=model,
+            ratio=ratio,
+            out=out,
+            samples=samples,
+            seq_len=seq_len,
+            windows=windows,
+            seed=seed,
+        ),
+        as_json=as_json,
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command("doctor")
+def _doctor(as_json: JsonOption = False) -> None:
+    """Show versions and hardware, and check that fastlr works; exit code 1 if it does not."""
+    from .console import print_json
+    from .doctor import diagnose, print_findings, report
+
+    findings = diagnose()
+    if as_json:
+        print_json(report(findings))
+    else:
+        print_findings(findings)
+    if any(finding.status == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; an expected error becomes one sentence on stderr and exit code 2."""
+    try:
+        # Not typer's standalone mode: that one prints usage boxes and exits by itself.
+        command = typer.main.get_command(app)
+        with _plain_warnings():
+            code = command(arguments, prog_name="fastlr", standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(error.format_message())
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if wants_traceback() or not is_expected(error):
+            raise
+        return _fail(sentence(error))
+    if code == 130:
+        _complain("interrupted; nothing half-written was left behind")
+    return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show what the library warns about as a sentence, without the place in the source."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        # Warnings about the future of some package are for developers.
+        if category is UserWarning or category.__module__.startswith("fastlr"):
+            _complain(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _fail(message: str) -> int:
+    _complain(" ".join(message.split()))
+    return 2
+
+
+def _complain(message: str) -> None:
+    print(f"fastlr: {message}", file=sys.stderr)

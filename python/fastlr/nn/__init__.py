@@ -1,0 +1,17 @@
+"""Low-rank layers and the compression of language models, built on ``fastlr.linalg``."""
+
+from fastlr.nn.compress import CompressionReport, compress_llm
+from fastlr.nn.evaluate import perplexity
+from fastlr.nn.hf import load, register_on_import
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
+
+__all__ = [
+    "CompressionReport",
+    "InterpolativeLinear",
+    "LowRankLinear",
+    "compress_llm",
+    "load",
+    "perplexity",
+]
+
+register_on_import()

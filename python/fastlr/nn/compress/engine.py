@@ -1,0 +1,469 @@
+"""Compressing a causal language model: calibrate, factor, replace."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from fastlr.nn import hf
+from fastlr.nn.compress.allocation import allocation_named
+from fastlr.nn.compress.blocks import BlockStack, find_blocks
+from fastlr.nn.compress.calibration import Batch, Calibration, calibration_batches
+from fastlr.nn.compress.forms import Form, form_named
+from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.interrupt import interrupt_deferred
+from fastlr.nn.compress.methods import Method, method_named
+from fastlr.nn.compress.report import (
+    LEFT_DENSE,
+    NEVER_CALLED,
+    CompressionReport,
+    LayerReport,
+    ModelSize,
+)
+from fastlr.nn.compress.solver import require_finite
+from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
+from fastlr.nn.compress.targets import find_targets
+from fastlr.nn.evaluate import evaluation_mode
+from fastlr.nn.modules.base import FactoredLinear
+from fastlr.nn.modules.dense import dense_weight, high_precision
+from fastlr.nn.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UNCHANGED = "compress_llm was interrupted; the model is as it was before the call"
+COMPLETED = "compress_llm was interrupted after its last step; the model is fully compressed"
+
+
+def compress_llm(
+    model: PreTrainedModel,
+    ratio: float = 0.2,
+    *,
+    method: str = "svd_llm",
+    form: str = "interpolative",
+    allocation: str = "uniform",
+    calibration: Calibration | Statistics = None,
+    tokenizer: Any = None,
+    samples: int = 64,
+    seq_len: int = 512,
+    targets: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] = ("lm_head",),
+    seed: int = 0,
+    progress: bool = True,
+) -> PreTrainedModel:
+    """Replace the linear layers of a causal language model by smaller ones of low rank.
+
+    Every layer's new weight is the one of its rank that changes the layer's outputs least, on the
+    inputs that the calibration text gives rise to in the dense model. Without any data the model
+    writes that text itself.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A decoder-only causal language model of any float dtype, changed in place. One that was read
+        from a GGUF file can be saved afterwards.
+    ratio : float, default 0.2
+        The share of the parameters of the compressed layers' weights to remove, between 0 and 1.
+    method : {"svd_llm", "svd"}
+        "svd_llm" minimises the error of the layers' outputs, "svd" that of the weights.
+    form : {"interpolative", "factored", "dense"}
+        How a weight of rank r is stored: as r of its rows or columns and what gives the others, in
+        r·(o + i) − r² numbers (:class:`InterpolativeLinear`); as two factors, in r·(o + i)
+        (:class:`LowRankLinear`); or recomposed in the dense shape, with the ranks of
+        "interpolative", which saves nothing and serves for measuring.
+    allocation : {"uniform"}
+        How the budget is shared: the same `ratio` in every layer.
+    calibration : optional
+        None: the model samples its own text (no data needed; with method "svd", which needs no
+        inputs, nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
+        A 1-D tensor: a stream of tokens. All of these are cut into `samples` windows of `seq_len`
+        tokens, non-overlapping and at random. A 2-D tensor: windows, `samples` of its rows are
+        used. A mapping with ``input_ids`` and perhaps ``attention_mask``: one batch. Any other
+        iterable: batches, each a token tensor or such a mapping; all are used, without the
+        positions that the mask leaves out (except in layers that see the tokens in another
+        arrangement, such as routed experts).
+        A :class:`Statistics` of :func:`fastlr.nn.compress.calibrate`: nothing is run again.
+    tokenizer : transformers tokenizer, optional
+        Needed for text.
+    samples, seq_len : int, default 64 and 512
+        How much calibration text.
+    targets : str or list of str, optional
+        Names, ends of names ("q_proj", "mlp.up_proj") or patterns ("model.layers.1?.*") of the
+        layers to compress. Only ``nn.Linear`` and ``Conv1D`` layers inside the decoder blocks can
+        be; by default all of those.
+    ignore : str or list of str, default ("lm_head",)
+        The same, of layers to leave alone.
+    seed : int, default 0
+        Of the choice of windows and of the self-written text. Torch's global generator is neither
+        used nor changed.
+    progress : bool, default True
+        Show block, layer and time left on stderr (plain lines where rich is not installed).
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        `model` itself, with ``model.fastlr_report``, a :class:`CompressionReport`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no transformers model, or `calibration` none of the accepted kinds.
+    ValueError
+        If `model` is not causal or compressed already, holds NaN or infinity, or has no matching
+        layer; if an argument is out of range or names nothing known; if a calibration text cannot
+        be read, is empty or too short, or comes without a tokenizer.
+    KeyboardInterrupt
+        On Ctrl-C. Its message says which of the two states the model is in: as it was, or fully
+        compressed. There is no other.
+
+    Warns
+    -----
+    UserWarning
+        For a layer whose input never occurred (an expert that was never chosen): it is compressed
+        by its weight alone, and its report says so.
+
+    Notes
+    -----
+    The layers' inputs are those of the dense model: the error of earlier layers is not propagated.
+    One forward pass through the blocks (and one more of the first batch), with Gram matrices in
+    float64, tokens·i² multiply-adds for every distinct input of width i; then for each layer an
+    eigenproblem of size min(o, i) and, for the interpolative form, two interpolative
+    decompositions. Memory beside the dense model: the hidden states of the calibration text between
+    two blocks, one block's Gram matrices, and the compressed weights, which replace the dense ones
+    all at once at the end.
+
+    The optimum is that of SVD-LLM [1]_; it is computed as in :func:`fastlr.nn.compress.solve`.
+
+    References
+    ----------
+    .. [1] X. Wang, Y. Zheng, Z. Wan, M. Zhang, "SVD-LLM: Truncation-aware singular value
+       decomposition for large language model compression", ICLR 2025.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2))
+    >>> model = compress_llm(model, 0.3, calibration=torch.arange(64), seq_len=16, samples=4,
+    ...                      progress=False)
+    >>> report = model.fastlr_report
+    >>> len(report.layers), 0.3 <= report.ratio_achieved < 0.35
+    (14, True)
+    >>> layer = model.model.layers[0].self_attn.k_proj
+    >>> type(layer).__name__, layer.rank, layer.weight_parameters()
+    ('InterpolativeLinear', 9, 351)
+    """
+    start = time.perf_counter()
+    chosen_method, chosen_form = method_named(method), form_named(form)
+    allocate = allocation_named(allocation)
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
+    require_causal_lm(model)
+    require_unquantized(model)
+    stack = find_blocks(model)
+    blocks = find_targets(model, stack, targets, ignore)
+    shapes = {
+        name: (dense_weight(module).shape[0], dense_weight(module).shape[1])
+        for layers in blocks
+        for name, module in layers.items()
+    }
+    ranks = allocate(shapes, ratio, chosen_form)
+
+    run = _Run(chosen_method, chosen_form, form, ranks)
+    try:
+        with Progress(progress) as bar, evaluation_mode(model):
+            if isinstance(calibration, Statistics):
+                run.tokens = calibration.tokens
+                run.without_walking(blocks, calibration.grams, bar)
+            elif calibration is None and not chosen_method.calibrated:
+                run.without_walking(blocks, None, bar)
+            else:
+                batches = calibration_batches(
+                    model,
+                    calibration,
+                    tokenizer=tokenizer,
+                    samples=samples,
+                    seq_len=seq_len,
+                    seed=seed,
+                    bar=bar,
+                )
+                run.seconds["calibration"] = time.perf_counter() - start
+                run.walking(model, stack, blocks, batches, bar)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(UNCHANGED) from None
+
+    before = ModelSize.of(model)
+    with interrupt_deferred(COMPLETED):
+        replace_modules(model, run.replacements)
+        hf.describe_compressed(model)
+        run.seconds["total"] = time.perf_counter() - start
+        report = CompressionReport(
+            method,
+            form,
+            allocation,
+            float(ratio),
+            run.reports,
+            before,
+            ModelSize.of(model),
+            run.tokens,
+            run.seconds,
+        )
+        # Not a module or a tensor: typing knows no other attributes of a module.
+        model.__dict__["fastlr_report"] = report
+    return model
+
+
+def calibrate(
+    model: PreTrainedModel,
+    calibration: Calibration = None,
+    *,
+    tokenizer: Any = None,
+    samples: int = 64,
+    seq_len: int = 512,
+    targets: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] = ("lm_head",),
+    seed: int = 0,
+    progress: bool = True,
+) -> Statistics:
+    """The calibration half of :func:`fastlr.nn.compress_llm`, for use with several settings.
+
+    Parameters
+    ----------
+    model, calibration, tokenizer, samples, seq_len, targets, ignore, seed, progress
+        As in :func:`fastlr.nn.compress_llm`. `model` is not changed.
+
+    Returns
+    -------
+    Statistics
+        To be passed as ``calibration=`` to `compress_llm`, with `model` or a copy of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`fastlr.nn.compress_llm`.
+
+    Notes
+    -----
+    All Gram matrices are in memory at once: 8·i² bytes for every distinct input of width i.
+
+    Examples
+    --------
+    >>> import copy, torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm
+    >>> from fastlr.nn.compress import calibrate
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=1, num_attention_heads=4))
+    >>> statistics = calibrate(model, torch.arange(64), seq_len=16, samples=4, progress=False)
+    >>> errors = {}
+    >>> for method in ("svd", "svd_llm"):
+    ...     copied = compress_llm(copy.deepcopy(model), 0.3, method=method, calibration=statistics,
+    ...                           progress=False)
+    ...     errors[method] = copied.fastlr_report.mean_output_error
+    >>> errors["svd_llm"] < errors["svd"]
+    True
+    """
+    start = time.perf_counter()
+    require_causal_lm(model)
+    require_unquantized(model)
+    stack = find_blocks(model)
+    blocks = find_targets(model, stack, targets, ignore)
+    with Progress(progress) as bar, evaluation_mode(model):
+        batches = calibration_batches(
+            model,
+            calibration,
+            tokenizer=tokenizer,
+            samples=samples,
+            seq_len=seq_len,
+            seed=seed,
+            bar=bar,
+        )
+        statistics = collect_statistics(model, stack, blocks, batches, bar)
+    statistics.seconds = time.perf_counter() - start
+    return statistics
+
+
+@dataclass
+class _Run:
+    """The factorization under way: what was decided, and what has been computed so far."""
+
+    method: Method
+    form: Form
+    form_name: str
+    ranks: Mapping[str, int]
+    replacements: dict[str, nn.Module] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+    tokens: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"calibration": 0.0, "statistics": 0.0, "factorization": 0.0}
+    )
+
+    def without_walking(
+        self, blocks: Sequence[Mapping[str, nn.Module]], grams: Grams | None, bar: Progress
+    ) -> None:
+        """Factor all blocks with the statistics that there are, or none."""
+        bar.stage("Layers", sum(len(layers) for layers in blocks))
+        for layers in blocks:
+            self.factor_block(layers, grams, bar)
+
+    def walking(
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Sequence[Mapping[str, nn.Module]],
+        batches: Sequence[Batch],
+        bar: Progress,
+    ) -> None:
+        """Factor each block as soon as its statistics are there, and forget them."""
+        self.tokens = sum(batch.tokens() for batch in batches)
+        start = time.perf_counter()
+        source = walk_statistics(model, stack, blocks, batches, bar)
+        for layers, grams in zip(blocks, source, strict=True):
+            self.factor_block(layers, grams, bar)
+        spent = time.perf_counter() - start
+        self.seconds["statistics"] = spent - self.seconds["factorization"]
+
+    def factor_block(
+        self, layers: Mapping[str, nn.Module], grams: Grams | None, bar: Progress
+    ) -> None:
+        """Compute the replacements of one block's layers; `grams` is None without calibration."""
+        start = time.perf_counter()
+        for name, module in layers.items():
+            bar.step(name)
+            gram = grams.get(name) if grams is not None else None
+            never_called = grams is not None and gram is None
+            if never_called:
+                warnings.warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", stacklevel=4)
+            if gram is not None:
+                require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
+            note = NEVER_CALLED if never_called else ""
+            replacement, report = compress_layer(
+                name, module, self.ranks[name], gram, self.method, self.form, self.form_name, note
+            )
+            self.reports.append(report)
+            if replacement is not None:
+                self.replacements[name] = replacement
+        self.seconds["factorization"] += time.perf_counter() - start
+
+
+def compress_layer(
+    name: str,
+    linear: nn.Module,
+    rank: int,
+    gram: Gram | None,
+    method: Method,
+    form: Form,
+    form_name: str,
+    note: str,
+) -> tuple[nn.Module | None, LayerReport]:
+    """The replacement of one layer and its report; None where it had better stay dense."""
+    weight = dense_weight(linear)
+    out_features, in_features = weight.shape
+    solution = method.factor(weight, gram)
+    spectrum = [float(share) for share in solution.energies]
+    if stays_dense(form, out_features, in_features, rank):
+        size = weight.numel() * weight.element_size()
+        note = f"{note}; {LEFT_DENSE}" if note else LEFT_DENSE
+        report = LayerReport(
+            name, (out_features, in_features), min(weight.shape), "dense", None,
+            weight.numel(), weight.numel(), size, size, 0.0,
+            None if gram is None else 0.0, 0.0, note, spectrum,
+        )  # fmt: skip
+        return None, report
+    truncation = solution.truncate(rank)
+    module = form.build(linear, truncation)
+    module.requires_grad_(any(p.requires_grad for p in linear.parameters()))
+    copied = composed_weight(module)
+    report = LayerReport(
+        name=name,
+        shape=(out_features, in_features),
+        rank=rank,
+        form=form_name,
+        side=getattr(module, "side", None),
+        parameters_before=weight.numel(),
+        parameters_after=_weight_size(module)[0],
+        bytes_before=weight.numel() * weight.element_size(),
+        bytes_after=_weight_size(module)[1],
+        predicted_error=truncation.relative_error,
+        output_error=None if gram is None else relative_error(weight, copied, gram),
+        weight_error=relative_error(weight, copied, None),
+        note=note,
+        spectrum=spectrum,
+    )
+    return module, report
+
+
+def stays_dense(form: Form, out_features: int, in_features: int, rank: int) -> bool:
+    """Whether a layer of this rank would need as many numbers as the dense one."""
+    return form.parameters(out_features, in_features, rank) >= out_features * in_features
+
+
+def composed_weight(module: nn.Module) -> Tensor:
+    """The weight that a new layer stands for, o × i, float64."""
+    if isinstance(module, FactoredLinear):
+        return module.compose()
+    return high_precision(dense_weight(module))
+
+
+def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:
+    """tr(Δ G Δᵀ) / tr(W G Wᵀ) with Δ the difference, in float64; 0 / 0 is 0."""
+    exact = high_precision(weight)
+    difference = exact - approximation.to(exact.device)
+    lost, whole = (
+        float((m if gram is None else m @ gram.matrix).mul(m).sum()) for m in (difference, exact)
+    )
+    if whole <= 0:
+        return 0.0 if lost <= 0 else float("inf")
+    return max(lost, 0.0) / whole
+
+
+def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put every replacement in the place of the module of that name, in that one's mode."""
+    for name, module in replacements.items():
+        parent, _, child = name.rpartition(".")
+        module.train(model.get_submodule(name).training)
+        setattr(model.get_submodule(parent), child, module)
+
+
+def require_causal_lm(model: Any) -> None:
+    """Raise unless `model` is a decoder-only transformers model with a language modelling head."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            "model must be a causal language model of transformers (a PreTrainedModel), got "
+            + type(model).__name__
+        )
+    head: object = cast(Any, model).get_output_embeddings()
+    causal = model.can_generate() and head is not None
+    if not causal or model.config.is_encoder_decoder:
+        raise ValueError(
+            "model must be a decoder-only causal language model with a language modelling head "
+            f"(such as LlamaForCausalLM), got {type(model).__name__}"
+        )
+
+
+def require_unquantized(model: PreTrainedModel) -> None:
+    """Raise ValueError if the weights of `model` are in a quantized format."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or hf.is_dequantized_gguf(model):
+        return
+    kind = quantizer.quantization_config.quant_method
+    name = getattr(kind, "value", kind)
+    raise ValueError(
+        f"model must have dense float weights, it is quantized with {name}; load it dequantized"
+    )
+
+
+def _weight_size(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, FactoredLinear):
+        return module.weight_parameters(), module.weight_bytes()
+    weight = dense_weight(module)
+    return weight.numel(), weight.numel() * weight.element_size()

@@ -1,0 +1,110 @@
+"""The shapes in which a weight of rank r is stored, by name."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.nn.compress.solver import Truncation
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
+from fastlr.nn.modules.dense import dense_bias, dense_weight, is_conv1d
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to store W' = basis @ projected.
+
+    Attributes
+    ----------
+    parameters : callable
+        (o, i, r) → how many numbers stand for the weight.
+    rank : callable
+        (o, i, budget) → the largest rank that needs at most `budget` numbers, at least 1.
+    build : callable
+        (dense layer, truncation) → the new layer.
+    """
+
+    parameters: Callable[[int, int, int], int]
+    rank: Callable[[int, int, float], int]
+    build: Callable[[nn.Module, Truncation], nn.Module]
+
+
+def factored_parameters(out_features: int, in_features: int, rank: int) -> int:
+    """Two full factors: r·(o + i)."""
+    return rank * (out_features + in_features)
+
+
+def factored_rank(out_features: int, in_features: int, budget: float) -> int:
+    """⌊budget / (o + i)⌋, between 1 and min(o, i)."""
+    rank = math.floor(budget / (out_features + in_features))
+    return max(1, min(rank, out_features, in_features))
+
+
+def interpolative_parameters(out_features: int, in_features: int, rank: int) -> int:
+    """A skeleton and its coefficients: r·(o + i) − r²."""
+    return rank * (out_features + in_features - rank)
+
+
+def interpolative_rank(out_features: int, in_features: int, budget: float) -> int:
+    """The largest r ≤ min(o, i) with r·(o + i) − r² ≤ budget, at least 1."""
+    total = out_features + in_features
+    root = (total - math.sqrt(max(total * total - 4 * budget, 0.0))) / 2
+    limit = min(out_features, in_features)
+    rank = max(1, min(round(root), limit))
+    while rank > 1 and interpolative_parameters(out_features, in_features, rank) > budget:
+        rank -= 1
+    while rank < limit and interpolative_parameters(out_features, in_features, rank + 1) <= budget:
+        rank += 1
+    return rank
+
+
+def build_factored(linear: nn.Module, truncation: Truncation) -> nn.Module:
+    weight = dense_weight(linear)
+    return LowRankLinear.from_factors(
+        truncation.basis,
+        truncation.projected,
+        dense_bias(linear),
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+
+
+def build_interpolative(linear: nn.Module, truncation: Truncation) -> nn.Module:
+    weight = dense_weight(linear)
+    return InterpolativeLinear.from_factors(
+        truncation.basis,
+        truncation.projected,
+        dense_bias(linear),
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+
+
+def build_dense(linear: nn.Module, truncation: Truncation) -> nn.Module:
+    """A copy of the dense layer, of its own class, whose weight has lost rank."""
+    recomposed = copy.deepcopy(linear)
+    weight = truncation.basis @ truncation.projected
+    with torch.no_grad():
+        target = cast(Tensor, recomposed.weight)
+        target.copy_(weight.T if is_conv1d(linear) else weight)
+    return recomposed
+
+
+FORMS: dict[str, Form] = {
+    "interpolative": Form(interpolative_parameters, interpolative_rank, build_interpolative),
+    "factored": Form(factored_parameters, factored_rank, build_factored),
+    "dense": Form(interpolative_parameters, interpolative_rank, build_dense),
+}
+
+
+def form_named(name: str) -> Form:
+    """The form called `name`; ValueError, with the list of names, when there is none."""
+    if name not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(sorted(FORMS))}, got {name!r}")
+    return FORMS[name]

@@ -1,0 +1,174 @@
+"""Second moments of the inputs of every layer of a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from fastlr.nn.compress.blocks import BlockStack, BlockWalk
+from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.compress.gram import Gram
+from fastlr.nn.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Grams = dict[str, Gram]
+
+
+@dataclass
+class Statistics:
+    """What calibration found out about the inputs of a model's layers.
+
+    Passed as ``calibration=`` to :func:`fastlr.nn.compress_llm`, it stands for the batches that it
+    was made from, so that several methods on copies of one model cost one calibration.
+
+    Attributes
+    ----------
+    grams : dict
+        Layer name → :class:`Gram`; one object for all the layers that read the same input. A layer
+        whose input never occurred is missing.
+    tokens : int
+        How many tokens went through the model.
+    seconds : float
+    """
+
+    grams: Grams
+    tokens: int
+    seconds: float = 0.0
+
+    def nbytes(self) -> int:
+        """Bytes of the distinct Gram matrices."""
+        distinct = {id(gram): gram.matrix for gram in self.grams.values()}
+        return sum(matrix.numel() * matrix.element_size() for matrix in distinct.values())
+
+
+@dataclass
+class _Collector:
+    """Sums the moments of the inputs of some layers, those with a common input together.
+
+    Layers share an input where the very same tensor enters them; no name is looked at.
+    """
+
+    layers: Mapping[str, nn.Module]
+    sums: dict[tuple[str, ...], Gram] = field(default_factory=dict)
+    _seen: list[tuple[Tensor, int, list[str], Gram]] = field(default_factory=list)
+    _keep: Tensor | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handles = []
+        try:
+            for name, module in self.layers.items():
+                listen = self._listener(name)
+                handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def begin(self, mask: Tensor | None) -> None:
+        """Before a batch: its mask says which positions count."""
+        self._keep = None if mask is None or bool((mask != 0).all()) else mask != 0
+
+    def finish(self) -> None:
+        """After a batch: now it is known which layers had an input in common."""
+        for _, _, names, gram in self._seen:
+            key = tuple(names)
+            if key in self.sums:
+                self.sums[key].add(gram)
+            else:
+                self.sums[key] = gram
+        self._seen.clear()
+
+    def grams(self) -> Grams:
+        """The sum for each layer that was ever called."""
+        found: Grams = {}
+        for names, gram in self.sums.items():
+            for name in names:
+                if name in found:
+                    total = Gram(found[name].matrix.clone(), found[name].tokens)
+                    total.add(gram)
+                    found[name] = total
+                else:
+                    found[name] = gram
+        return found
+
+    def _listener(self, name: str) -> Any:
+        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else kwargs["input"]
+            for seen, version, names, _ in self._seen:
+                if _same_tensor(seen, value) and version == value._version:
+                    names.append(name)
+                    return
+            # Keeping the tensor itself: freed memory could come back as another layer's input.
+            self._seen.append((value, value._version, [name], Gram.of(self._counted(value))))
+
+        return listen
+
+    def _counted(self, value: Tensor) -> Tensor:
+        keep = self._keep
+        if keep is None or value.shape[:-1] != keep.shape:
+            return value
+        return value[keep.to(value.device)]
+
+
+def walk_statistics(
+    model: PreTrainedModel,
+    stack: BlockStack,
+    targets: Sequence[Mapping[str, nn.Module]],
+    batches: Sequence[Batch],
+    bar: Progress,
+) -> Iterator[Grams]:
+    """For each block in turn, the Gram matrices of its layers' inputs in the dense model.
+
+    The model must be in evaluation mode and must not be changed before the last block is done.
+    """
+    bar.stage("Reading the blocks' inputs", len(batches))
+    walk = BlockWalk(model, stack, batches, bar.step)
+    layers = sum(len(block) for block in targets)
+    bar.stage("Blocks", len(stack.blocks) * len(batches) + layers)
+    for index, block_layers in enumerate(targets):
+        collector = _Collector(block_layers)
+        label = f"block {index + 1}/{len(targets)} · inputs"
+        collector.begin(batches[0].attention_mask)
+
+        def after(number: int, collector: _Collector = collector, label: str = label) -> None:
+            collector.finish()
+            if number + 1 < len(batches):
+                collector.begin(batches[number + 1].attention_mask)
+            bar.step(label)
+
+        with collector.listening():
+            walk.run(index, after)
+        yield collector.grams()
+
+
+def collect_statistics(
+    model: PreTrainedModel,
+    stack: BlockStack,
+    targets: Sequence[Mapping[str, nn.Module]],
+    batches: Sequence[Batch],
+    bar: Progress,
+) -> Statistics:
+    """The Gram matrices of all target layers at once."""
+    start = time.perf_counter()
+    grams: Grams = {}
+    for block in walk_statistics(model, stack, targets, batches, bar):
+        grams.update(block)
+    tokens = sum(batch.tokens() for batch in batches)
+    return Statistics(grams, tokens, time.perf_counter() - start)
+
+
+def _same_tensor(first: Tensor, second: Tensor) -> bool:
+    return first is second or (
+        first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.dtype == second.dtype
+    )

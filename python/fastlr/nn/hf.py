@@ -1,0 +1,192 @@
+"""Saving and loading through transformers.
+
+Nothing here imports transformers before it is needed; :func:`register_on_import` waits for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_REGISTRY = "transformers.quantizers.auto"
+
+
+def register() -> None:
+    """Teach transformers to load what fastlr has saved. Imports transformers; may be repeated."""
+    # The registry first: importing it may be what calls this function, from the finder below.
+    registry = importlib.import_module(_REGISTRY)
+    from fastlr.nn.hf_quantizer import register_classes
+
+    register_classes(registry)
+
+
+def register_on_import() -> None:
+    """Call :func:`register` now if transformers is loaded, or else when it is.
+
+    So ``AutoModelForCausalLM.from_pretrained`` reads fastlr's checkpoints after ``import fastlr``,
+    whichever of the two was imported first, and ``import fastlr`` does not cost the seconds that
+    importing transformers takes.
+    """
+    if _REGISTRY in sys.modules:
+        register()
+    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RegistryFinder())
+
+
+def describe_compressed(model: PreTrainedModel) -> None:
+    """Write the layers of a compressed model into its config, so that it can be saved and loaded.
+
+    What is left of a GGUF file that the model was read from is removed: the weights are plain
+    tensors now. A model without any low-rank layer is described as a plain one.
+    """
+    from fastlr.nn.hf_quantizer import FastlrConfig
+
+    forget_quantizer(model)
+    config = FastlrConfig.of(model)
+    if config.layers:
+        model.config.quantization_config = config
+
+
+def forget_quantizer(model: PreTrainedModel) -> None:
+    """Make transformers treat `model` as one with plain weights: trainable, castable, saveable."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "_is_quantized", False):
+            config._is_quantized = False
+
+
+def is_dequantized_gguf(model: PreTrainedModel) -> bool:
+    """Whether `model` was read from a GGUF file and unpacked into plain float weights."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    kind = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    return getattr(kind, "value", kind) == "gguf"
+
+
+def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
+    """Load a causal language model that fastlr has compressed and ``save_pretrained`` has saved.
+
+    The same as ``AutoModelForCausalLM.from_pretrained``, with a check of the directory first, so
+    that one that was not written completely is reported as such.
+
+    Parameters
+    ----------
+    directory : str or path
+        A local directory.
+    **kwargs
+        Passed on to ``from_pretrained`` (``dtype=``, ``device_map=``, …).
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode, with the saved dtype unless ``dtype=`` says otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the directory does not exist, or a file is missing or incomplete.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm, load
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=1, num_attention_heads=4)).eval()
+    >>> model = compress_llm(model, calibration=torch.arange(64), seq_len=16, progress=False,
+    ...                      samples=4)
+    >>> directory = tempfile.mkdtemp()
+    >>> model.save_pretrained(directory)
+    >>> tokens = torch.arange(8)[None]
+    >>> with torch.no_grad():
+    ...     torch.equal(load(directory)(tokens).logits, model(tokens).logits)
+    True
+    """
+    check_directory(Path(directory))
+    register()
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(os.fspath(directory), **kwargs)
+    return model
+
+
+def check_directory(directory: Path) -> None:
+    """Raise ValueError unless `directory` holds a complete checkpoint in safetensors files."""
+    if not directory.is_dir():
+        raise ValueError(f"load: there is no directory {str(directory)!r}")
+    incomplete = f"load: the directory {str(directory)!r} was not written completely: "
+    if not (directory / "config.json").is_file():
+        raise ValueError(incomplete + "config.json is missing")
+    for name in _weight_files(directory, incomplete):
+        path = directory / name
+        if not path.is_file():
+            raise ValueError(incomplete + f"{name} is missing")
+        _check_file(path, incomplete)
+
+
+def _weight_files(directory: Path, incomplete: str) -> list[str]:
+    """The files that transformers will read: a single one goes before the shards of an index."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single.name]
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(incomplete + f"{index.name} cannot be read ({error})") from error
+
+
+def _check_file(path: Path, incomplete: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(incomplete + f"{path.name} cannot be read ({error})") from error
+
+
+class _RegistryFinder(importlib.abc.MetaPathFinder):
+    """Sees transformers' registry of quantizers being imported, once."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _REGISTRY:
+            return None
+        # Out of the way first: the search below must find the real module.
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(importlib.abc.Loader):
+    """Loads a module through its own loader and registers fastlr's classes with it."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        register()

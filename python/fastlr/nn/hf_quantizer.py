@@ -1,0 +1,151 @@
+"""fastlr's classes for transformers' registry of quantizers.
+
+Imported only by :func:`fastlr.nn.hf.register`, because it imports transformers.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
+from fastlr.nn.modules.base import FactoredLinear
+
+QUANT_METHOD = "fastlr"
+FORMAT_VERSION = 1
+CLASSES: dict[str, type[FactoredLinear]] = {
+    "InterpolativeLinear": InterpolativeLinear,
+    "LowRankLinear": LowRankLinear,
+}
+
+
+class FastlrConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a compressed model: what stands in place of which layer.
+
+    Parameters
+    ----------
+    layers : dict
+        Layer name → class name and the arguments that build an empty layer.
+    format_version : int
+        Of this description.
+    fastlr_version : str
+        That wrote it.
+
+    Raises
+    ------
+    ValueError
+        If the description is of a later format than this version knows.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, dict[str, Any]] | None = None,
+        format_version: int = FORMAT_VERSION,
+        fastlr_version: str = "",
+        quant_method: str = QUANT_METHOD,
+    ) -> None:
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"this checkpoint was written by fastlr {fastlr_version} in format "
+                f"{format_version}, this version reads up to {FORMAT_VERSION}: update fastlr"
+            )
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.layers = layers if layers is not None else {}
+        self.format_version = format_version
+        self.fastlr_version = fastlr_version
+
+    @classmethod
+    def of(cls, model: nn.Module) -> FastlrConfig:
+        """The description of the low-rank layers of `model`."""
+        import fastlr
+
+        layers = {
+            name: {"class": type(module).__name__, **module.structure()}
+            for name, module in model.named_modules()
+            if isinstance(module, FactoredLinear)
+        }
+        return cls(layers, fastlr_version=fastlr.__version__)
+
+    def build(self, name: str, dtype: torch.dtype | None) -> FactoredLinear:
+        """An empty layer on the meta device, as `name` was."""
+        arguments = dict(self.layers[name])
+        kind = arguments.pop("class")
+        if kind not in CLASSES:
+            raise ValueError(
+                f"this checkpoint's layer {name!r} is of the unknown class {kind!r}: update fastlr"
+            )
+        return CLASSES[kind](**arguments, device="meta", dtype=dtype)
+
+
+class FastlrQuantizer(HfQuantizer):
+    """Puts empty low-rank layers into a model before transformers loads its weights."""
+
+    quantization_config: FastlrConfig
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise ValueError(
+                "a fastlr config describes a model that is compressed already; use "
+                "fastlr.nn.compress_llm to compress one"
+            )
+        for name in self.quantization_config.layers:
+            own_name = _name_in(model, name)
+            parent, _, child = own_name.rpartition(".")
+            replaced = model.get_submodule(own_name)
+            layer = self.quantization_config.build(name, replaced.weight.dtype)
+            setattr(model.get_submodule(parent), child, layer)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """Refuse a checkpoint with holes, then hand back a model with plain weights."""
+        from fastlr.nn.hf import forget_quantizer
+
+        missing = [
+            f"{name}.{key}"
+            for name, module in model.named_modules()
+            if isinstance(module, FactoredLinear) and not hasattr(module, "_hf_hook")
+            for key, tensor in (*module.named_parameters(), *module.named_buffers())
+            if not getattr(tensor, "_is_hf_initialized", False)
+        ]
+        if missing:
+            raise ValueError(
+                f"the checkpoint was not written completely: {len(missing)} tensors of compressed "
+                f"layers are missing, the first is {missing[0]}"
+            )
+        forget_quantizer(model)
+        model.config.quantization_config = self.quantization_config
+        return model
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def register_classes(registry: ModuleType) -> None:
+    """Enter both classes into ``transformers.quantizers.auto``, unless they are there."""
+    if QUANT_METHOD not in registry.AUTO_QUANTIZATION_CONFIG_MAPPING:
+        registry.register_quantization_config(QUANT_METHOD)(FastlrConfig)
+    if QUANT_METHOD not in registry.AUTO_QUANTIZER_MAPPING:
+        registry.register_quantizer(QUANT_METHOD)(FastlrQuantizer)
+
+
+def _name_in(model: Any, name: str) -> str:
+    """The name of a layer in `model`, which may be the saved model's base or have it as a part."""
+    prefix = model.base_model_prefix + "."
+    names = (name, name.removeprefix(prefix), prefix + name)
+    for candidate in names:
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    raise ValueError(
+        f"this checkpoint compresses the layer {name!r}, which {type(model).__name__} does not have"
+    )

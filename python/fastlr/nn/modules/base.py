@@ -1,0 +1,196 @@
+"""What the low-rank layers have in common."""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.nn.modules.dense import FLOAT_DTYPES, dense_bias, dense_weight, high_precision
+
+if TYPE_CHECKING:
+    from fastlr.nn.compress.gram import Gram
+
+Self = TypeVar("Self", bound="FactoredLinear")
+
+
+class FactoredLinear(nn.Module, abc.ABC):
+    """A linear layer whose weight, of rank `rank`, is stored in fewer numbers than it has entries.
+
+    Beside its factors every such layer keeps a persistent buffer ``weight`` without any element.
+    A checkpoint that holds it cannot be loaded into a dense layer: the shapes differ, and
+    transformers raises an error instead of leaving the dense weights at random values.
+    """
+
+    in_features: int
+    out_features: int
+    rank: int
+    weight: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        check_sizes(type(self).__name__, in_features, out_features, rank)
+        if dtype is not None and dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{type(self).__name__}: dtype must be a real float type, got {dtype}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.register_buffer("weight", torch.empty(0, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        )
+
+    @abc.abstractmethod
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to a ``… × in_features`` tensor."""
+
+    @abc.abstractmethod
+    def compose(self) -> Tensor:
+        """The dense weight, ``out_features × in_features``, in float64."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_factors(
+        cls: type[Self],
+        basis: Tensor,
+        projected: Tensor,
+        bias: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """The layer whose weight is ``basis @ projected`` (orthonormal ``o × r``, ``r × i``)."""
+
+    @classmethod
+    def from_dense(
+        cls: type[Self], linear: nn.Module, rank: int, *, gram: Gram | Tensor | None = None
+    ) -> Self:
+        """The layer of rank `rank` that is nearest to a dense one.
+
+        Parameters
+        ----------
+        linear : torch.nn.Linear or transformers Conv1D
+            The dense layer, o outputs and i inputs, in float16, bfloat16, float32 or float64. The
+            factors are computed in float64 and stored in the layer's dtype, on its device.
+        rank : int
+            Between 1 and min(o, i).
+        gram : Tensor of shape (i, i) or Gram, optional
+            Σ x xᵀ over the inputs x that the layer is to be good for. Without it all inputs count
+            alike.
+
+        Returns
+        -------
+        FactoredLinear
+            A new layer; `linear` is not changed.
+
+        Raises
+        ------
+        TypeError
+            If `linear` is no dense linear layer.
+        ValueError
+            If `rank` is out of range, or a weight or an entry of `gram` is not finite.
+
+        Notes
+        -----
+        One product W G Wᵀ and one symmetric eigenproblem of size min(o, i), in float64: about
+        2·o·i·(o + i) + 9·min(o, i)³ flops. See :func:`fastlr.nn.compress.solve`.
+        """
+        from fastlr.nn.compress.solver import solve
+
+        weight = dense_weight(linear)
+        out_features, in_features = weight.shape
+        check_sizes(cls.__name__, in_features, out_features, rank)
+        truncation = solve(weight, gram).truncate(rank)
+        return cls.from_factors(
+            truncation.basis,
+            truncation.projected,
+            dense_bias(linear),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def to_dense(self) -> nn.Linear:
+        """The dense ``torch.nn.Linear`` with the same weight and bias, in this layer's dtype.
+
+        The product of the factors is taken in float64 (2·o·i·r flops) and rounded once.
+        """
+        factor = next(self.parameters())
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=factor.device,
+            dtype=factor.dtype,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.compose())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    def weight_parameters(self) -> int:
+        """How many numbers stand for the weight (the bias is not counted)."""
+        return sum(p.numel() for name, p in self.named_parameters() if name != "bias")
+
+    def weight_bytes(self) -> int:
+        """Bytes that stand for the weight, the order of an interpolative layer included."""
+        factors = (p for name, p in self.named_parameters() if name != "bias")
+        return sum(t.numel() * t.element_size() for t in (*factors, *self.buffers()))
+
+    def structure(self) -> dict[str, Any]:
+        """The arguments that rebuild an empty layer of this shape."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "rank": self.rank,
+            "bias": self.bias is not None,
+        }
+
+    def extra_repr(self) -> str:
+        described = ", ".join(f"{key}={value}" for key, value in self.structure().items())
+        return f"{described}, parameters={sum(p.numel() for p in self.parameters())}"
+
+    def _store_bias(self, bias: Tensor | None) -> None:
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+
+def check_sizes(owner: str, in_features: int, out_features: int, rank: int) -> None:
+    """Raise ValueError unless the sizes are positive and 1 ≤ rank ≤ min(sizes)."""
+    for name, value in (("in_features", in_features), ("out_features", out_features)):
+        if value < 1:
+            raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+    limit = min(in_features, out_features)
+    if not 1 <= rank <= limit:
+        raise ValueError(
+            f"{owner}: rank must be between 1 and min(out_features, in_features) = {limit}, "
+            f"got {rank}"
+        )
+
+
+def check_factors(
+    owner: str, basis: Tensor, projected: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The two factors in float64, once their shapes are seen to fit."""
+    fits = basis.ndim == 2 and projected.ndim == 2 and basis.shape[1] == projected.shape[0]
+    if not fits:
+        raise ValueError(
+            f"{owner}: basis and projected must be o×r and r×i matrices, got shapes "
+            f"{tuple(basis.shape)} and {tuple(projected.shape)}"
+        )
+    if bias is not None and bias.shape != basis.shape[:1]:
+        raise ValueError(
+            f"{owner}: bias must have shape ({basis.shape[0]},), got {tuple(bias.shape)}"
+        )
+    return high_precision(basis), high_precision(projected)
