@@ -211,7 +211,9 @@ def _shown(column: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return duration(value) if column.endswith("time") else f"{value:.4g}"
+        if column.endswith("time"):
+            return duration(value)
+        return f"{value:.2f}" if column.endswith("floor") else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

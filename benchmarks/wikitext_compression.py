@@ -36,7 +36,8 @@ def main() -> None:
     test = tokenize(wikitext(options.test_text), tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
 
-    rows = [{"ratio": "dense", **measure(model, test, options), "MB": megabytes(model)}]
+    dense = {"ratio": "dense", "method": "", "form": ""}
+    rows = [{**dense, **measure(model, test, options), "MB": megabytes(model)}]
     _tell(rows[0])
     statistics = calibrate(
         model, train, samples=options.samples, seq_len=options.seq_len, progress=options.progress

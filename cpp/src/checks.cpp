@@ -43,6 +43,13 @@ int scale_exponent(double magnitude) {
   return -exponent;
 }
 
+bool squares_in_range(const at::Tensor& A, double magnitude) {
+  const double smallest_normal =
+      A.scalar_type() == at::kFloat ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+  const double low = std::sqrt(smallest_normal) / unit_roundoff(A);
+  return magnitude >= low && magnitude <= 1 / low;
+}
+
 at::Tensor scaled(const at::Tensor& A, int exponent) {
   if (exponent == 0) return A;
   const int half = exponent / 2;

@@ -20,6 +20,10 @@ double unit_roundoff(const at::Tensor& A);
 // The e for which magnitude * 2^e lies in [1/2, 1); 0 for zero.
 int scale_exponent(double magnitude);
 
+// Whether the squares of entries up to `magnitude`, of the type of A, are far from overflow and underflow; false
+// for a magnitude that is not finite.
+bool squares_in_range(const at::Tensor& A, double magnitude);
+
 // A * 2^e, exact but for underflow; A itself where e = 0. 2^e may lie outside the type's range.
 at::Tensor scaled(const at::Tensor& A, int exponent);
 

@@ -67,13 +67,6 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
   return G;
 }
 
-// The last pass: Y is nearly orthonormal, and only its Gram matrix must be right.
-at::Tensor finish(const at::Tensor& Y) {
-  const auto R = cholesky_factor(accurate_gram(Y), 0.0);
-  TORCH_CHECK_LINALG(R, "orthonormalize: the basis before the last pass is not orthonormal; please report the matrix");
-  return right_divide(Y, *R);
-}
-
 // Below this distance ‖YᵀY − I‖ one Cholesky QR pass gives orthonormality to rounding.
 constexpr double kNearOrthonormal = 0.5;
 
@@ -81,19 +74,22 @@ constexpr double kNearOrthonormal = 0.5;
 std::optional<at::Tensor> cholesky_qr(at::Tensor Q) {
   constexpr int most_passes = 4;
   for (int pass = 0; pass < most_passes; ++pass) {
-    const auto G = at::mm(Q.mT(), Q);
-    if (pass > 0 && distance_from_identity(G) < kNearOrthonormal) return finish(Q);
+    // Every pass but the first may be the last.
+    const auto G = pass == 0 ? at::mm(Q.mT(), Q) : accurate_gram(Q);
     auto R = cholesky_factor(G, 0.0);
     if (!R) R = cholesky_factor(G, breakdown_shift(Q));
     if (!R) return std::nullopt;
     Q = right_divide(Q, *R);
+    if (pass > 0 && distance_from_identity(G) < kNearOrthonormal) return Q;
   }
   return std::nullopt;
 }
 
-at::Tensor scaled_to_unit(const at::Tensor& Y) {
+// Y, times a power of two where its squares would leave the range of the type.
+at::Tensor within_range(const at::Tensor& Y) {
   const double magnitude = largest_magnitude(Y);
-  if (!std::isfinite(magnitude)) check_finite(Y, "orthonormalize", "Y");
+  if (squares_in_range(Y, magnitude)) return Y;
+  check_finite(Y, "orthonormalize", "Y");
   return scaled(Y, scale_exponent(magnitude));
 }
 
@@ -101,19 +97,22 @@ at::Tensor scaled_to_unit(const at::Tensor& Y) {
 
 at::Tensor orthonormalize(const at::Tensor& Y) {
   check_matrix(Y, "orthonormalize", "Y");
-  const auto unit = scaled_to_unit(Y);
+  const auto safe = within_range(Y);
   if (Y.size(0) >= Y.size(1))
-    if (const auto Q = cholesky_qr(unit)) return *Q;
+    if (const auto Q = cholesky_qr(safe)) return *Q;
   // Householder QR completes any rank to an orthonormal basis; one Cholesky pass removes the rounding that it
   // gathers over long columns.
-  return finish(std::get<0>(at::linalg_qr(unit)));
+  const auto Q = std::get<0>(at::linalg_qr(safe));
+  const auto R = cholesky_factor(accurate_gram(Q), 0.0);
+  TORCH_CHECK_LINALG(R, "orthonormalize: LAPACK's QR factorization is not orthonormal; please report the matrix");
+  return right_divide(Q, *R);
 }
 
 at::Tensor stabilize(const at::Tensor& Y) {
   check_matrix(Y, "orthonormalize", "Y");
-  const auto unit = scaled_to_unit(Y);
-  if (const auto R = cholesky_factor(at::mm(unit.mT(), unit), 0.0)) return right_divide(unit, *R);
-  return orthonormalize(unit);
+  const auto safe = within_range(Y);
+  if (const auto R = cholesky_factor(at::mm(safe.mT(), safe), 0.0)) return right_divide(safe, *R);
+  return orthonormalize(safe);
 }
 
 }  // namespace fastlr

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
@@ -124,11 +123,7 @@ Sketched sketch_with_probe(const at::Tensor& A, int64_t width, int64_t seed, boo
     return Sketched{scaled_A, exponent, product.narrow(1, 0, width), product.narrow(1, width, kProbes), passes};
   };
   const auto product = gaussian_product(A, A.size(1), width + kProbes, seed);
-  const double magnitude = largest_magnitude(product), u = unit_roundoff(A);
-  const double smallest_normal =
-      A.scalar_type() == at::kFloat ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
-  const double low = std::sqrt(smallest_normal) / u;
-  if (magnitude >= low && magnitude <= 1 / low) return split(A, 0, product, 1);
+  if (squares_in_range(product, largest_magnitude(product))) return split(A, 0, product, 1);
 
   check_finite(transposed ? A.mT() : A, "randomized_svd");
   const int exponent = scale_exponent(largest_magnitude(A));

@@ -97,6 +97,13 @@ def test_self_calibration_is_deterministic_and_leaves_the_generator_alone(make_m
     assert not torch.equal(one, other)
 
 
+def test_self_calibration_begins_with_bos_where_there_is_one(make_model):
+    with_bos = all_rows(calibration_batches(make_model("llama"), None, samples=6, seq_len=4))
+    assert with_bos[:, 0].tolist() == [1] * 6
+    without = all_rows(calibration_batches(make_model("qwen"), None, samples=6, seq_len=4))
+    assert len(without[:, 0].unique()) > 1
+
+
 def test_self_calibration_samples_the_model(make_model):
     """Each token is drawn from what the model predicts: a model of one mind says one thing."""
     model = make_model("llama")

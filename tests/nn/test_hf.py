@@ -156,6 +156,7 @@ def test_a_loaded_model_is_an_ordinary_one(saved, tokens):
     model = load(directory)
     assert not getattr(model, "is_quantized", False)
     assert getattr(model, "hf_quantizer", None) is None
+    assert not getattr(model.config, "_is_quantized", False)
     batch = tokens[:48].reshape(2, 24)
     model.train()(batch, labels=batch).loss.backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Marker:
-    """A vertical line at `x` with a label at its top."""
+    """A vertical line at `x` with a label at its foot."""
 
     x: float
     label: str
@@ -77,7 +77,7 @@ def dot_chart(rows: Sequence[Dot], reference: float, width: int = 720) -> str:
     str
         An ``<svg>`` element.
     """
-    left, right, top, step = 190, 70, 14, 34
+    left, right, top, step = 190, 110, 14, 34
     bottom = top + step * len(rows)
     values = [row.value for row in rows] + [reference]
     low, high = min(values) / 1.15, max(values) * 1.15
@@ -88,7 +88,7 @@ def dot_chart(rows: Sequence[Dot], reference: float, width: int = 720) -> str:
 
     parts = [
         _line(across(tick), top, across(tick), bottom, "grid")
-        + _text(across(tick), bottom + 18, f"{tick:g}", "tick", "middle")
+        + _text(across(tick), bottom + 18, _number(tick), "tick", "middle")
         for tick in _log_ticks(low, high)
     ]
     parts.append(_line(across(reference), top, across(reference), bottom, "reference"))
@@ -98,8 +98,8 @@ def dot_chart(rows: Sequence[Dot], reference: float, width: int = 720) -> str:
         parts.append(_text(left - 12, y + 4, row.label, "label", "end"))
         if x != across(reference):
             parts.append(_line(across(reference), y, x, y, f"stem {row.style}"))
-        parts.append(_circle(x, y, 6, row.style, f"{row.label}: {row.value:.2f}"))
-        parts.append(_text(x + 12, y + 4, f"{row.value:.2f}", "value", "start"))
+        parts.append(_circle(x, y, 6, row.style, f"{row.label}: {row.value:,}"))
+        parts.append(_text(x + 12, y + 4, significant(row.value), "value", "start"))
     caption = "Perplexity of each model, on a logarithmic axis"
     return _svg(width, bottom + 28, caption, parts)
 
@@ -132,12 +132,6 @@ def line_panel(panel: Panel) -> str:
         parts.append(_text(across(tick), bottom + 15, f"{tick:g}", "tick", "middle"))
     middle = (left + panel.width - right) / 2
     parts.append(_text(middle, bottom + 30, panel.x_label, "tick", "middle"))
-    for index, marker in enumerate(panel.markers):
-        x = across(marker.x)
-        parts.append(_line(x, top, x, bottom, f"marker {marker.style}"))
-        # One below the other, and on the side with more room, so that labels never collide.
-        side, anchor = (4, "start") if x < middle else (-4, "end")
-        parts.append(_text(x + side, top + 10 + 14 * index, marker.label, "tick", anchor))
     for line in panel.lines:
         parts.append(_path([(across(x), up(y)) for x, y in line.points], line.style))
         if line.dots:
@@ -145,6 +139,12 @@ def line_panel(panel: Panel) -> str:
                 _circle(across(x), up(y), 2.6, line.style, f"{line.name}, {x:g}: {y:.4g}")
                 for x, y in line.points
             ]
+    for index, marker in enumerate(panel.markers):
+        x = across(marker.x)
+        parts.append(_line(x, top, x, bottom, f"marker {marker.style}"))
+        # One above the other, and on the side with more room, so that labels never collide.
+        side, anchor = (4, "start") if x < middle else (-4, "end")
+        parts.append(_text(x + side, bottom - 8 - 14 * index, marker.label, "tick halo", anchor))
     return _svg(panel.width, panel.height, panel.title, parts)
 
 
@@ -155,6 +155,11 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
         for name, style in entries
     )
     return f'<p class="legend">{items}</p>'
+
+
+def significant(value: float) -> str:
+    """Write a perplexity: two decimals while they mean something, whole numbers beyond."""
+    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
 
 def linear_ticks(low: float, high: float, count: int) -> list[float]:
@@ -178,6 +183,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
         factors = (1,)
     ticks = [factor * 10.0**decade for decade in decades for factor in factors]
     return [tick for tick in ticks if low <= tick <= high]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .charts import significant
 from .console import Progress, percent, print_json
 from .demo_model import MODEL, demo_model
 from .demo_text import demo_text
@@ -325,12 +326,12 @@ def _print(result: Mapping[str, Any]) -> None:
     for column in ("model", "perplexity", "× dense", "parameters", "removed"):
         table.add_column(column, justify="left" if column == "model" else "right")
     dense = result["dense"]["perplexity"]
-    table.add_row("dense", f"{dense:.2f}", "1.00", f"{result['model']['parameters']:,}", "")
+    table.add_row("dense", significant(dense), "1.00", f"{result['model']['parameters']:,}", "")
     for variant in result["variants"]:
         table.add_row(
             f"{variant['method']}, {variant['form']}",
-            f"{variant['perplexity']:.2f}",
-            f"{variant['perplexity'] / dense:.2f}",
+            significant(variant["perplexity"]),
+            significant(variant["perplexity"] / dense),
             f"{variant['parameters']:,}",
             percent(variant["removed_from_model"]),
             style="bold" if (variant["method"], variant["form"]) == _KEPT else "",

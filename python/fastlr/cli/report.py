@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel
+from .charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel, significant
 from .console import megabytes, percent
 
 _METHOD_STYLES = {"svd": "orange", "svd_llm": "blue"}
@@ -49,7 +49,10 @@ def render(result: Mapping[str, Any]) -> str:
 def _headline(result: Mapping[str, Any]) -> str:
     settings, dense, best = result["settings"], result["dense"], _best(result)
     cards = [
-        (f"{dense['perplexity']:.2f} → {best['perplexity']:.2f}", "perplexity on held-out text"),
+        (
+            f"{significant(dense['perplexity'])} → {significant(best['perplexity'])}",
+            "perplexity on held-out text",
+        ),
         (percent(best["removed_from_linears"]), "of the compressed layers' parameters removed"),
         (percent(best["removed_from_model"]), "of the whole model's parameters removed"),
         (f"{result['seconds_total']:.0f} s", "for everything on this page"),
@@ -101,14 +104,14 @@ def _perplexity(result: Mapping[str, Any]) -> str:
 def _rows(result: Mapping[str, Any]) -> list[list[str]]:
     dense = result["dense"]["perplexity"]
     parameters = f"{result['model']['parameters']:,}"
-    rows = [["dense", f"{dense:.2f}", "1.00", "0", parameters, "–", "–"]]
+    rows = [["dense", significant(dense), "1.00", "0", parameters, "–", "–"]]
     for variant in result["variants"]:
         errors = [layer["error"] for layer in variant["layers"]]
         rows.append(
             [
                 _name(variant),
-                f"{variant['perplexity']:.2f}",
-                f"{variant['perplexity'] / dense:.2f}",
+                significant(variant["perplexity"]),
+                significant(variant["perplexity"] / dense),
                 f"{sum(errors) / len(errors):.3f}",
                 f"{variant['parameters']:,}",
                 percent(variant["removed_from_model"]),
@@ -163,7 +166,7 @@ def _panels(
             )
             for name, layers in series.items()
         ]
-        drawn.append(line_panel(Panel(kind, lines, blocks, limits, "block")))
+        drawn.append(line_panel(Panel(kind, lines, blocks, limits, "block", width=250, height=180)))
     return f'<div class="panels">{"".join(drawn)}</div>'
 
 
@@ -206,7 +209,7 @@ def _spectra(result: Mapping[str, Any]) -> str:
         "seen through its inputs, W G<sup>½</sup> (svd_llm). The faster they fall, the less a "
         "truncation costs. The dashed lines are the ranks kept.</p>"
         + legend(list(_METHOD_STYLES.items()))
-        + f'<div class="panels">{"".join(panels)}</div>'
+        + f'<div class="panels three">{"".join(panels)}</div>'
     )
 
 
@@ -242,8 +245,8 @@ def _machine(result: Mapping[str, Any]) -> str:
     times = [[stage, f"{seconds:.1f} s"] for stage, seconds in result["seconds"].items()]
     times.append(["total", f"{result['seconds_total']:.1f} s"])
     return (
-        f"<h2>Where the time went</h2>{_table(['stage', 'time'], times, plain=True)}"
-        f"<h2>Machine and settings</h2>{_table(['', ''], rows, plain=True)}"
+        f"<h2>Where the time went</h2>{_table(['stage', 'time'], times, style='plain')}"
+        f"<h2>Machine and settings</h2>{_table(['', ''], rows, style='plain facts')}"
     )
 
 
@@ -256,7 +259,7 @@ def _table(
     rows: Sequence[Sequence[str]],
     *,
     best: int | None = None,
-    plain: bool = False,
+    style: str = "",
 ) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header) if any(header) else ""
     body = "".join(
@@ -265,8 +268,8 @@ def _table(
         + "</tr>"
         for index, row in enumerate(rows)
     )
-    style = ' class="plain"' if plain else ""
-    return f'<div class="scroll"><table{style}><tr>{head}</tr>{body}</table></div>'
+    top = f"<tr>{head}</tr>" if head else ""
+    return f'<div class="scroll"><table class="{style}">{top}{body}</table></div>'
 
 
 def _best(result: Mapping[str, Any]) -> Mapping[str, Any]:

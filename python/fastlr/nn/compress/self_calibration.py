@@ -58,13 +58,14 @@ def sample_tokens(
 
 
 def first_tokens(model: PreTrainedModel, samples: int, generator: torch.Generator) -> Tensor:
-    """The first token of every text: BOS for the even ones, a random token for the odd ones.
+    """The first token of every text: BOS, or random tokens for a model without one.
 
-    A model without a BOS token begins all of them with random tokens.
+    Random beginnings for half of the texts were worse: SmolLM2-135M at ratio 0.2, 24 texts of 256
+    tokens, one seed, six windows of 512 tokens: perplexity 91 against 80 on WikiText-2, 101 against
+    91 on Shakespeare.
     """
     size = len(embedding_weight(model))
-    firsts = torch.randint(size, (samples,), generator=generator)
     bos = model.config.get_text_config().bos_token_id
     if isinstance(bos, int) and 0 <= bos < size:
-        firsts[::2] = bos
-    return firsts
+        return torch.full((samples,), bos)
+    return torch.randint(size, (samples,), generator=generator)
