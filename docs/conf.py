@@ -23,7 +23,6 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 nitpicky = True
-nitpick_ignore = [("py:class", "Statistics")]  # in the docstring of compress_llm
 # `x` in a docstring is code.
 default_role = "code"
 

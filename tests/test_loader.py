@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -37,3 +40,17 @@ def test_wheel_requires_the_torch_minor_it_was_built_against():
 
     major, minor = fastlr.build_info()["torch_built"].split(".")[:2]
     assert f"torch=={major}.{minor}.*" in requires("fastlr")
+
+
+def test_a_core_for_another_torch_stops_the_import_before_the_library_is_opened():
+    code = (
+        "import fastlr._build_info as info; info.TORCH_VERSION = '1.0.0'\n"
+        "import sys, fastlr\n"
+        "try: fastlr.linalg\n"
+        "except ImportError as error: print(error, 'fastlr._core' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "compiled against torch 1.0.0" in result.stdout
+    assert result.stdout.strip().endswith("False")

@@ -11,8 +11,6 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of fastlr; its operators are registered as torch.ops.fastlr.*";
-  module.attr("version") = FASTLR_VERSION;
-  module.attr("compiler") = FASTLR_COMPILER;
   module.def(
       "philox4x32_10",
       [](const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {

@@ -11,11 +11,12 @@
 namespace fastlr {
 namespace {
 
-// Rows of Omega made at a time: half a megabyte of it, so that it is still in the second-level cache when
-// the product reads it. A block is a whole number of Philox row groups.
-int64_t block_rows(int64_t columns, int64_t item_size) {
-  constexpr int64_t cached_bytes = 1 << 19, group = 4;
-  const int64_t rows = cached_bytes / std::max<int64_t>(1, columns * item_size);
+// Rows of Omega made at a time: few megabytes of it, which the product finds in the cache (a GPU needs more at a
+// time to be busy). A block is a whole number of Philox row groups.
+int64_t block_rows(const at::Tensor& X, int64_t columns) {
+  const int64_t bytes = X.is_cpu() ? 4 << 20 : 64 << 20;
+  constexpr int64_t group = 4;
+  const int64_t rows = bytes / std::max<int64_t>(1, columns * X.element_size());
   return std::max<int64_t>(64, rows / group * group);
 }
 
@@ -27,7 +28,7 @@ at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, 
                     " and ", columns);
   TORCH_CHECK_VALUE(X.size(1) == (transposed ? columns : rows), "gaussian_product: X must have ",
                     transposed ? columns : rows, " columns to match the random matrix, got shape ", X.sizes());
-  const int64_t step = std::min(rows, block_rows(columns, X.element_size()));
+  const int64_t step = std::min(rows, block_rows(X, columns));
   const auto block = at::empty({step, columns}, X.options());
   auto product = transposed ? at::empty({X.size(0), rows}, X.options()) : at::zeros({X.size(0), columns}, X.options());
   for (int64_t row = 0; row < rows; row += step) {

@@ -1,23 +1,30 @@
 """Low-rank numerical linear algebra for PyTorch.
 
-`fastlr.linalg` holds the decompositions, `fastlr.nn` the compressed layers and `compress_llm`.
+`fastlr.linalg` holds the decompositions, `fastlr.nn` the compressed layers and `compress_llm`. Both
+are imported when they are first used, and with them torch and the compiled core: so `import fastlr`
+is quick, and `fastlr doctor` runs where the core does not.
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-from pathlib import Path as _Path
+from typing import TYPE_CHECKING, Any
 
-from fastlr._loader import build_info, load_core
-from fastlr._loader import core_path as _core_path
+from fastlr._loader import build_info, cmake_prefix_path
+from fastlr._transformers import register_on_import as _register_on_import
 
-load_core()
-
-from fastlr import _ops as _ops  # noqa: E402  (its operators exist once the core is loaded)
-from fastlr import linalg as linalg  # noqa: E402
-from fastlr import nn as nn  # noqa: E402
+if TYPE_CHECKING:
+    from fastlr import linalg as linalg
+    from fastlr import nn as nn
 
 __version__ = _version("fastlr")
 
-#: For CMake's CMAKE_PREFIX_PATH: ``find_package(fastlr)`` then finds the C++ library.
-cmake_prefix_path = str(_Path(_core_path()).parent / "lib" / "cmake")
-
 __all__ = ["__version__", "build_info", "cmake_prefix_path", "linalg", "nn"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("linalg", "nn"):
+        return _import_module(f"fastlr.{name}")
+    raise AttributeError(f"module 'fastlr' has no attribute {name!r}")
+
+
+_register_on_import()

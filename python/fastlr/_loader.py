@@ -2,13 +2,15 @@
 
 import importlib
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
-import torch
+from fastlr import _build_info
 
-from fastlr._build_info import CUDA_ARCHITECTURES, TORCH_VERSION
+_REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <fastlr's source folder>"
 
-_REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall <folder of fastlr's source>"
+#: For CMake's CMAKE_PREFIX_PATH: ``find_package(fastlr)`` then finds the C++ library.
+cmake_prefix_path = str(Path(str(_build_info.__file__)).parent / "lib" / "cmake")
 
 
 def _minor(version: str) -> tuple[int, int]:
@@ -36,8 +38,13 @@ def check_torch(built: str, running: str, cuda_built: bool, cuda_running: bool) 
 
 def load_core() -> None:
     """Check the versions and load the extension module, which registers `torch.ops.fastlr`."""
+    import torch
+
     check_torch(
-        TORCH_VERSION, torch.__version__, bool(CUDA_ARCHITECTURES), torch.version.cuda is not None
+        _build_info.TORCH_VERSION,
+        torch.__version__,
+        bool(_build_info.CUDA_ARCHITECTURES),
+        torch.version.cuda is not None,
     )
     try:
         importlib.import_module("fastlr._core")
@@ -47,13 +54,8 @@ def load_core() -> None:
         ) from error
 
 
-def core_path() -> str:
-    """Path of the extension module; headers and library of the C++ package lie beside it."""
-    return str(importlib.import_module("fastlr._core").__file__)
-
-
 def build_info() -> dict[str, Any]:
-    """What the core was compiled with and what it runs on.
+    """What the core was compiled with and what it would run on; the core itself is not loaded.
 
     Returns
     -------
@@ -67,19 +69,22 @@ def build_info() -> dict[str, Any]:
     >>> sorted(fastlr.build_info())
     ['blas', 'compiler', 'cpu_capability', 'cuda', 'torch_built', 'torch_running', 'version']
     """
-    core = importlib.import_module("fastlr._core")
+    import torch
+
     return {
         "version": importlib.metadata.version("fastlr"),
-        "torch_built": TORCH_VERSION,
+        "torch_built": _build_info.TORCH_VERSION,
         "torch_running": torch.__version__,
-        "cuda": [arch for arch in CUDA_ARCHITECTURES.split(";") if arch],
-        "compiler": core.compiler,
+        "cuda": [arch for arch in _build_info.CUDA_ARCHITECTURES.split(";") if arch],
+        "compiler": _build_info.COMPILER,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "blas": _blas_name(),
     }
 
 
 def _blas_name() -> str:
+    import torch
+
     settings = torch.__config__.show()
     _, found, rest = settings.partition("BLAS_INFO=")
     return rest.split(",")[0] if found else "unknown"

@@ -1,9 +1,13 @@
-"""Fake (meta) implementations and autograd of the operators `torch.ops.fastlr.*`."""
+"""The operators `torch.ops.fastlr.*`: loads them, and adds fake (meta) kernels and autograd."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastlr._loader import load_core
+
+load_core()
 
 _INFO = {"randomized_svd": 5, "interpolative": 3}
 

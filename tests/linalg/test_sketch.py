@@ -27,11 +27,12 @@ def test_is_the_product_with_the_random_matrix_of_the_seed(A, size, axis, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_more_rows_than_a_cache_block(dtype):
-    # 524288 bytes of Ω a block: 9000 rows of 40 columns take several blocks.
-    A = torch.randn(3, 9000, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    expected = exact(A) @ exact(la.random_matrix(9000, 40, seed=2, dtype=dtype)) / math.sqrt(40)
-    # Random signs: the error of a sum of 9000 terms is about √9000·u of its size; 8 deviations.
-    tolerance = 8 * math.sqrt(9000) * unit_roundoff(A) * float(np.abs(expected).max())
+    # 4 MiB of Ω a block: 60 000 rows of 40 columns take several blocks in both types.
+    n = 60_000
+    A = torch.randn(3, n, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected = exact(A) @ exact(la.random_matrix(n, 40, seed=2, dtype=dtype)) / math.sqrt(40)
+    # Random signs: the error of a sum of n terms is about √n·u of its size; 8 deviations.
+    tolerance = 8 * math.sqrt(n) * unit_roundoff(A) * float(np.abs(expected).max())
     assert np.abs(exact(la.sketch(A, 40, axis=1, seed=2)) - expected).max() <= tolerance
 
 

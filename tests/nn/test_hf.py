@@ -284,10 +284,11 @@ def test_descriptions_this_version_does_not_know(saved):
 def test_registration_may_be_repeated():
     from transformers.quantizers import auto
 
+    from fastlr._transformers import register_on_import
     from fastlr.nn import hf
 
     hf.register()
-    hf.register_on_import()
+    register_on_import()
     assert auto.AUTO_QUANTIZER_MAPPING["fastlr"].__name__ == "FastlrQuantizer"
 
 
@@ -295,9 +296,10 @@ def test_load_in_a_process_that_has_not_imported_transformers(saved, tmp_path, l
     model, directory = saved()
     code = """
     import sys
-    from fastlr.nn import hf, load
+    from fastlr._transformers import register_on_import
+    from fastlr.nn import load
     waiting = lambda: [f for f in sys.meta_path if type(f).__name__ == "_RegistryFinder"]
-    hf.register_on_import()
+    register_on_import()
     assert len(waiting()) == 1
     assert "transformers" not in sys.modules
     model = load(sys.argv[1])

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         was asked, 130 after Ctrl-C.
     """
     try:
-        from .app import run
+        from fastlr.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:
             raise

@@ -2,6 +2,6 @@
 
 import sys
 
-from . import main
+from fastlr.cli import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .errors import is_expected, sentence, wants_traceback
+from fastlr.cli.errors import is_expected, sentence, wants_traceback
 
 app = typer.Typer(
     name="fastlr",
@@ -89,7 +89,7 @@ def _compress(
     as_json: JsonOption = False,
 ) -> None:
     """Compress MODEL and save it to the directory OUT."""
-    from .compress import CompressRequest, compress
+    from fastlr.cli.compress import CompressRequest, compress
 
     compress(
         CompressRequest(
@@ -123,7 +123,7 @@ def _evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure MODEL's perplexity on the text in FILE."""
-    from .evaluate import evaluate
+    from fastlr.cli.evaluate import evaluate
 
     evaluate(
         model, file, seq_len=seq_len, windows=windows, dtype=dtype, device=device, as_json=as_json
@@ -147,7 +147,7 @@ def _demo(
     as_json: JsonOption = False,
 ) -> None:
     """Compress a real language model and write a report: a few minutes on two cores."""
-    from .demo import DemoRequest, demo
+    from fastlr.cli.demo import DemoRequest, demo
 
     code = demo(
         DemoRequest(
@@ -168,8 +168,8 @@ def _demo(
 @app.command("doctor")
 def _doctor(as_json: JsonOption = False) -> None:
     """Show versions and hardware, and check that fastlr works; exit code 1 if it does not."""
-    from .console import print_json
-    from .doctor import diagnose, print_findings, report
+    from fastlr.cli.console import print_json
+    from fastlr.cli.doctor import diagnose, print_findings, report
 
     findings = diagnose()
     if as_json:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import Progress, megabytes, percent, print_json
-from .evaluate import Measured, check_text, measure, take_windows
-from .models import ModelSource, find_model, has_tokenizer, load_model, load_tokenizer
-from .output import atomic_directory, check_output, directory_size
+from fastlr.cli.console import Progress, megabytes, percent, print_json
+from fastlr.cli.evaluate import Measured, check_text, measure, take_windows
+from fastlr.cli.models import ModelSource, find_model, has_tokenizer, load_model, load_tokenizer
+from fastlr.cli.output import atomic_directory, check_output, directory_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .charts import significant
-from .console import Progress, percent, print_json
-from .demo_model import MODEL, demo_model
-from .demo_text import demo_text
-from .errors import require_transformers
-from .evaluate import measure
-from .generation import continuation
-from .machine import processor, usable_cores
-from .models import ModelSource, find_model, load_model, load_tokenizer
-from .output import atomic_directory, check_output, directory_size, write_text
-from .reload import Question, ask_new_process, logits_sha256
-from .report import render
+from fastlr.cli.charts import significant
+from fastlr.cli.console import Progress, percent, print_json
+from fastlr.cli.demo_model import MODEL, demo_model
+from fastlr.cli.demo_text import demo_text
+from fastlr.cli.errors import require_transformers
+from fastlr.cli.evaluate import measure
+from fastlr.cli.generation import continuation
+from fastlr.cli.machine import processor, usable_cores
+from fastlr.cli.models import ModelSource, find_model, load_model, load_tokenizer
+from fastlr.cli.output import atomic_directory, check_output, directory_size, write_text
+from fastlr.cli.reload import Question, ask_new_process, logits_sha256
+from fastlr.cli.report import render
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -313,7 +313,8 @@ def _usage(directory: Path) -> str:
         "import fastlr.nn, transformers\n"
         f"model, tokenizer = fastlr.nn.load({place}), "
         f"transformers.AutoTokenizer.from_pretrained({place})\n"
-        'print(tokenizer.decode(model.generate(**tokenizer("Python is", return_tensors="pt"))[0]))'
+        'inputs = tokenizer("Python is", return_tensors="pt"); '
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
     )
 
 

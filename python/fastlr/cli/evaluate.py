@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import Progress, print_json
-from .models import find_model, load_model, load_tokenizer
+from fastlr.cli.console import Progress, print_json
+from fastlr.cli.models import find_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

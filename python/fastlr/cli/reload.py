@@ -87,9 +87,8 @@ def _answer(question: Question) -> Answer:
     import torch
 
     import fastlr.nn
-
-    from .generation import continuation
-    from .models import find_model, load_tokenizer
+    from fastlr.cli.generation import continuation
+    from fastlr.cli.models import find_model, load_tokenizer
 
     torch.set_num_threads(question.threads)
     # First, since it also silences transformers: stdout and stderr carry the answer only.

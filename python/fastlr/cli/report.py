@@ -8,8 +8,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel, significant
-from .console import megabytes, percent
+from fastlr.cli.charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel, significant
+from fastlr.cli.console import megabytes, percent
 
 _METHOD_STYLES = {"svd": "orange", "svd_llm": "blue"}
 _FORM_STYLES = {"factored": "orange", "interpolative": "blue"}

@@ -1,5 +1,6 @@
 """Randomized decompositions of dense matrices: NumPy or torch in, the same kind out."""
 
+from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.random import random_matrix

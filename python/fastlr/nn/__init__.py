@@ -2,7 +2,7 @@
 
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
-from fastlr.nn.hf import load, register_on_import
+from fastlr.nn.hf import load
 from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
 
 __all__ = [
@@ -13,5 +13,3 @@ __all__ = [
     "load",
     "perplexity",
 ]
-
-register_on_import()

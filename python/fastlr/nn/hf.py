@@ -1,48 +1,26 @@
-"""Saving and loading through transformers.
-
-Nothing here imports transformers before it is needed; :func:`register_on_import` waits for it.
-"""
+"""Saving and loading through transformers, which is not imported before it is needed."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from fastlr._transformers import REGISTRY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_REGISTRY = "transformers.quantizers.auto"
-
 
 def register() -> None:
     """Teach transformers to load what fastlr has saved. Imports transformers; may be repeated."""
-    # The registry first: importing it may be what calls this function, from the finder below.
-    registry = importlib.import_module(_REGISTRY)
+    # The registry first: importing it may be what calls this function, by register_on_import.
+    registry = importlib.import_module(REGISTRY)
     from fastlr.nn.hf_quantizer import register_classes
 
     register_classes(registry)
-
-
-def register_on_import() -> None:
-    """Call :func:`register` now if transformers is loaded, or else when it is.
-
-    So ``AutoModelForCausalLM.from_pretrained`` reads fastlr's checkpoints after ``import fastlr``,
-    whichever of the two was imported first, and ``import fastlr`` does not cost the seconds that
-    importing transformers takes.
-    """
-    if _REGISTRY in sys.modules:
-        register()
-    elif not any(isinstance(finder, _RegistryFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RegistryFinder())
 
 
 def describe_compressed(model: PreTrainedModel) -> None:
@@ -157,36 +135,3 @@ def _check_file(path: Path, incomplete: str) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(incomplete + f"{path.name} cannot be read ({error})") from error
-
-
-class _RegistryFinder(importlib.abc.MetaPathFinder):
-    """Sees transformers' registry of quantizers being imported, once."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != _REGISTRY:
-            return None
-        # Out of the way first: the search below must find the real module.
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
-        return spec
-
-
-class _RegisteringLoader(importlib.abc.Loader):
-    """Loads a module through its own loader and registers fastlr's classes with it."""
-
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        register()

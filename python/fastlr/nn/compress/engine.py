@@ -87,7 +87,8 @@ def compress_llm(
         iterable: batches, each a token tensor or such a mapping; all are used, without the
         positions that the mask leaves out (except in layers that see the tokens in another
         arrangement, such as routed experts).
-        A :class:`Statistics` of :func:`fastlr.nn.compress.calibrate`: nothing is run again.
+        A :class:`~fastlr.nn.compress.Statistics` of :func:`fastlr.nn.compress.calibrate`: nothing
+        is run again.
     tokenizer : transformers tokenizer, optional
         Needed for text.
     samples, seq_len : int, default 64 and 512
