@@ -8,19 +8,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastlr._transformers import REGISTRY
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def register() -> None:
     """Teach transformers to load what fastlr has saved. Imports transformers; may be repeated."""
-    # The registry first: importing it may be what calls this function, by register_on_import.
-    registry = importlib.import_module(REGISTRY)
-    from fastlr.nn.hf_quantizer import register_classes
-
-    register_classes(registry)
+    importlib.import_module("fastlr.nn.hf_quantizer")
 
 
 def describe_compressed(model: PreTrainedModel) -> None:

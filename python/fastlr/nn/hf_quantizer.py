@@ -1,15 +1,15 @@
 """fastlr's classes for transformers' registry of quantizers.
 
-Imported only by :func:`fastlr.nn.hf.register`, because it imports transformers.
+Importing it registers them, and imports transformers: only :func:`fastlr.nn.hf.register` does.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -24,6 +24,7 @@ CLASSES: dict[str, type[FactoredLinear]] = {
 }
 
 
+@register_quantization_config(QUANT_METHOD)
 class FastlrConfig(QuantizationConfigMixin):
     """The ``quantization_config`` of a compressed model: what stands in place of which layer.
 
@@ -82,6 +83,7 @@ class FastlrConfig(QuantizationConfigMixin):
         return CLASSES[kind](**arguments, device="meta", dtype=dtype)
 
 
+@register_quantizer(QUANT_METHOD)
 class FastlrQuantizer(HfQuantizer):
     """Puts empty low-rank layers into a model before transformers loads its weights."""
 
@@ -126,14 +128,6 @@ class FastlrQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
-
-
-def register_classes(registry: ModuleType) -> None:
-    """Enter both classes into ``transformers.quantizers.auto``, unless they are there."""
-    if QUANT_METHOD not in registry.AUTO_QUANTIZATION_CONFIG_MAPPING:
-        registry.register_quantization_config(QUANT_METHOD)(FastlrConfig)
-    if QUANT_METHOD not in registry.AUTO_QUANTIZER_MAPPING:
-        registry.register_quantizer(QUANT_METHOD)(FastlrQuantizer)
 
 
 def _name_in(model: Any, name: str) -> str:
