@@ -48,6 +48,13 @@ class SVDInfo(ErrorInfo):
         Subspace iterations carried out.
     converged : bool
         False where ``power_iters="auto"`` met its limit before the singular values had settled.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> info = la.randomized_svd(torch.eye(50), 3, power_iters=1, seed=0).info
+    >>> info.method, info.passes, info.power_iters, info.failure_probability
+    ('subspace iteration', 4, 1, 0.01)
     """
 
     power_iters: int
@@ -56,7 +63,14 @@ class SVDInfo(ErrorInfo):
 
 @dataclass(frozen=True)
 class InterpolativeInfo(ErrorInfo):
-    """`ErrorInfo` of an interpolative decomposition."""
+    """`ErrorInfo` of an interpolative decomposition.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> la.interpolative(torch.eye(4), 4, axis=0).info.error
+    0.0
+    """
 
 
 def error_fields(passes: float, estimate: float, probes: float) -> dict[str, Any]:
@@ -88,6 +102,14 @@ class SVDResult(_SVDFields):
         Orthonormal rows.
     info : SVDInfo
         Not part of the tuple.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> result = la.randomized_svd(torch.eye(50), 3, seed=0)
+    >>> U, S, Vh = result
+    >>> len(result), result.info.converged
+    (3, True)
     """
 
     info: SVDInfo
@@ -118,6 +140,14 @@ class InterpolativeResult(_InterpolativeFields):
         ``A ≈ coefficients @ A[indices]`` or ``A ≈ A[:, indices] @ coefficients``.
     info : InterpolativeInfo
         Not part of the tuple.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> result = la.interpolative(torch.eye(4)[:, :2], 2, axis=0)
+    >>> rows, coefficients = result
+    >>> sorted(rows.tolist()), result.info.passes
+    ([0, 1], 2)
     """
 
     info: InterpolativeInfo

@@ -45,6 +45,18 @@ class LayerReport:
         Empty, or what was out of the ordinary.
     spectrum : list of float
         The share of each direction in the output energy, by decreasing share.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=1, num_attention_heads=4))
+    >>> report = compress_llm(model, 0.5, method="svd", progress=False).fastlr_report
+    >>> layer = report.layer("model.layers.0.mlp.up_proj")
+    >>> layer.shape, layer.rank, layer.parameters_before, layer.parameters_after
+    ((64, 32), 12, 2048, 1008)
     """
 
     name: str

@@ -26,6 +26,14 @@ class Truncation:
         basisᵀ W, float64.
     relative_error : float
         ‖(W − W')X‖² / ‖WX‖², the energy of the directions that were left out (0 when ‖WX‖ = 0).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastlr.nn.compress import solve
+    >>> truncation = solve(torch.diag(torch.tensor([1.0, 2.0, 0.0]))).truncate(2)
+    >>> truncation.basis.shape, truncation.projected.shape, truncation.relative_error
+    (torch.Size([3, 2]), torch.Size([2, 3]), 0.0)
     """
 
     basis: Tensor
@@ -48,6 +56,14 @@ class Solution:
         The share of ‖WX‖² in each direction; they sum to 1 (or to 0 when ‖WX‖ = 0).
     total : float
         ‖WX‖².
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastlr.nn.compress import solve
+    >>> solution = solve(torch.diag(torch.tensor([1.0, 3.0])))
+    >>> [round(share, 4) for share in solution.energies.tolist()], round(solution.total, 4)
+    ([0.9, 0.1], 10.0)
     """
 
     weight: Tensor

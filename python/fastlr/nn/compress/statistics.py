@@ -36,6 +36,14 @@ class Statistics:
     tokens : int
         How many tokens went through the model.
     seconds : float
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastlr.nn.compress import Gram, Statistics
+    >>> gram = Gram(torch.eye(3))
+    >>> Statistics({"q_proj": gram, "k_proj": gram}, tokens=10).nbytes()  # 3 × 3 float64, once
+    72
     """
 
     grams: Grams
