@@ -132,15 +132,17 @@ def walk_statistics(
     targets: Sequence[Mapping[str, nn.Module]],
     batches: Sequence[Batch],
     bar: Progress,
+    *,
+    steps_between: int = 0,
 ) -> Iterator[Grams]:
     """For each block in turn, the Gram matrices of its layers' inputs in the dense model.
 
+    `steps_between` is how many steps the caller will tell `bar` of between the blocks, in all.
     The model must be in evaluation mode and must not be changed before the last block is done.
     """
     bar.stage("Reading the blocks' inputs", len(batches))
     walk = BlockWalk(model, stack, batches, bar.step)
-    layers = sum(len(block) for block in targets)
-    bar.stage("Blocks", len(stack.blocks) * len(batches) + layers)
+    bar.stage("Blocks", len(stack.blocks) * len(batches) + steps_between)
     for index, block_layers in enumerate(targets):
         collector = _Collector(block_layers)
         label = f"block {index + 1}/{len(targets)} · inputs"
