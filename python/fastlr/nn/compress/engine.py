@@ -325,8 +325,8 @@ class _Run:
         """Factor each block as soon as its statistics are there, and forget them."""
         self.tokens = sum(batch.tokens() for batch in batches)
         start = time.perf_counter()
-        layers = sum(len(block) for block in blocks)
-        source = walk_statistics(model, stack, blocks, batches, bar, steps_between=layers)
+        count = sum(len(block) for block in blocks)
+        source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
         for layers, grams in zip(blocks, source, strict=True):
             self.factor_block(layers, grams, bar)
         spent = time.perf_counter() - start
