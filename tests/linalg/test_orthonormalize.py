@@ -86,6 +86,16 @@ def test_long_float32_columns_stay_within_the_promise():
     assert orthonormality_error(la.orthonormalize(Y)) <= 10
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("m", [1000, 4097])
+def test_columns_whose_products_round_to_one_side(dtype, m):
+    # All partial sums of a column of ones with itself, or with a step, round the same way.
+    step = torch.ones(m, dtype=dtype)
+    step[m // 2 :] = -1
+    ramp = torch.arange(m, dtype=dtype)
+    check(torch.stack([torch.ones(m, dtype=dtype), step, ramp], dim=1))
+
+
 def test_cholesky_qr_alone_would_fail():
     """The negative control: one Cholesky pass loses u·κ², which the promise excludes."""
     Y = with_spectrum(500, 40, np.logspace(0, -3, 40), torch.float32)

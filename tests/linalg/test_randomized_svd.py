@@ -147,6 +147,33 @@ def test_scale_changes_nothing_but_the_scale(exponent, exponent64, double):
     )
 
 
+@pytest.mark.parametrize("shape", [(90, 70), (70, 90)])
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [
+        (torch.float32, 2.0**127),  # A @ Ω overflows
+        (torch.float64, 2.0**1023),
+        (torch.float32, 2.0**-140),  # all entries are subnormal
+        (torch.float64, 2.0**-1060),
+    ],
+)
+def test_ends_of_the_floating_point_range(shape, dtype, size):
+    A = (with_spectrum(*shape, 0.5 ** np.arange(70)) * size).to(dtype)
+    result = la.randomized_svd(A, 5, seed=0)
+    check_factors(A, result, 5)
+    assert math.isfinite(result.info.error)
+    # Of the matrix as it was stored, scaled exactly: rounding in A is no error of the result.
+    unit = torch.from_numpy(exact(A) / size)
+    projected = torch.from_numpy(exact(result.U) @ (exact(result.U).T @ exact(unit)))
+    error = float(torch.linalg.norm(unit - projected))
+    bound = 40 * math.sqrt(70) * unit_roundoff(A) * float(torch.linalg.norm(unit))
+    assert error <= 1.4 * tail_norm(unit, 5) + bound
+    # Singular values are stored in A's type: to u, or to half the smallest subnormal number.
+    quantum = 0.5 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / size
+    top = singular_values(unit)[:5]
+    np.testing.assert_allclose(exact(result.S) / size, top, rtol=1e-3, atol=bound + quantum)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (200, 90)])
 @pytest.mark.parametrize("power_iters", ["auto", 0, 2])
