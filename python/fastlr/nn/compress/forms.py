@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fastlr.nn.compress.solver import Truncation
 from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
+from fastlr.nn.modules.base import FactoredLinear
 from fastlr.nn.modules.dense import dense_bias, dense_weight, is_conv1d
 
 
@@ -64,20 +66,12 @@ def interpolative_rank(out_features: int, in_features: int, budget: float) -> in
     return rank
 
 
-def build_factored(linear: nn.Module, truncation: Truncation) -> nn.Module:
+def build_layer(
+    kind: type[FactoredLinear], linear: nn.Module, truncation: Truncation
+) -> FactoredLinear:
+    """The low-rank layer of class `kind`, in the dtype and on the device of the dense one."""
     weight = dense_weight(linear)
-    return LowRankLinear.from_factors(
-        truncation.basis,
-        truncation.projected,
-        dense_bias(linear),
-        dtype=weight.dtype,
-        device=weight.device,
-    )
-
-
-def build_interpolative(linear: nn.Module, truncation: Truncation) -> nn.Module:
-    weight = dense_weight(linear)
-    return InterpolativeLinear.from_factors(
+    return kind.from_factors(
         truncation.basis,
         truncation.projected,
         dense_bias(linear),
@@ -97,8 +91,10 @@ def build_dense(linear: nn.Module, truncation: Truncation) -> nn.Module:
 
 
 FORMS: dict[str, Form] = {
-    "interpolative": Form(interpolative_parameters, interpolative_rank, build_interpolative),
-    "factored": Form(factored_parameters, factored_rank, build_factored),
+    "interpolative": Form(
+        interpolative_parameters, interpolative_rank, partial(build_layer, InterpolativeLinear)
+    ),
+    "factored": Form(factored_parameters, factored_rank, partial(build_layer, LowRankLinear)),
     "dense": Form(interpolative_parameters, interpolative_rank, build_dense),
 }
 
