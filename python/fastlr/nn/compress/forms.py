@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastlr.nn.compress.solver import Truncation
 from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
 from fastlr.nn.modules.base import FactoredLinear
-from fastlr.nn.modules.dense import dense_bias, dense_weight, is_conv1d
+from fastlr.nn.modules.dense import is_conv1d
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,7 @@ def build_layer(
     kind: type[FactoredLinear], linear: nn.Module, truncation: Truncation
 ) -> FactoredLinear:
     """The low-rank layer of class `kind`, in the dtype and on the device of the dense one."""
-    weight = dense_weight(linear)
-    return kind.from_factors(
-        truncation.basis,
-        truncation.projected,
-        dense_bias(linear),
-        dtype=weight.dtype,
-        device=weight.device,
-    )
+    return kind.in_place_of(linear, truncation.basis, truncation.projected)
 
 
 def build_dense(linear: nn.Module, truncation: Truncation) -> nn.Module:

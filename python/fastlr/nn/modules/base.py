@@ -112,12 +112,14 @@ class FactoredLinear(nn.Module, abc.ABC):
         out_features, in_features = weight.shape
         check_sizes(cls.__name__, in_features, out_features, rank)
         truncation = solve(weight, gram).truncate(rank)
+        return cls.in_place_of(linear, truncation.basis, truncation.projected)
+
+    @classmethod
+    def in_place_of(cls: type[Self], linear: nn.Module, basis: Tensor, projected: Tensor) -> Self:
+        """``from_factors`` with the bias, the dtype and the device of a dense layer."""
+        weight = dense_weight(linear)
         return cls.from_factors(
-            truncation.basis,
-            truncation.projected,
-            dense_bias(linear),
-            dtype=weight.dtype,
-            device=weight.device,
+            basis, projected, dense_bias(linear), dtype=weight.dtype, device=weight.device
         )
 
     def to_dense(self) -> nn.Linear:

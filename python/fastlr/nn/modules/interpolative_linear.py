@@ -187,7 +187,9 @@ class InterpolativeLinear(FactoredLinear):
         if side != "rows":
             row_space = la.orthonormalize(projected.T.contiguous())
             candidates.append(("columns", *_interpolate(row_space)))
-        chosen, order, coefficients = min(candidates, key=lambda found: _spectral_norm(found[2]))
+        chosen, order, coefficients = min(
+            candidates, key=lambda found: _squared_spectral_norm(found[2])
+        )
 
         (out_features, rank), in_features = basis.shape, projected.shape[1]
         layer = cls(
@@ -228,7 +230,7 @@ def _interpolate(basis: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat((chosen, rest)), result.coefficients[rest]
 
 
-def _spectral_norm(matrix: Tensor) -> float:
+def _squared_spectral_norm(matrix: Tensor) -> float:
     if matrix.numel() == 0:
         return 0.0
     gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
