@@ -34,9 +34,9 @@ SAMPLES = {
     "orthonormalize": ([(matrix(9, 4),), (matrix(4, 9, torch.float32),)], False),
     "randomized_svd": (
         [
-            (matrix(30, 20), 3, 4, None, 0),
-            (matrix(20, 30, torch.float32), 3, 4, 2, 0),
-            (matrix(8, 6), 5, 10, None, 0),
+            (matrix(30, 20), 3, 4, None, "subspace", False, 0),
+            (matrix(20, 30, torch.float32), 3, 4, 2, "krylov", True, 0),
+            (matrix(8, 6), 5, 10, None, "subspace", False, 0),
         ],
         False,
     ),
@@ -49,7 +49,7 @@ SAMPLES = {
 EMPTY = {
     "gaussian_product": (torch.empty(0, 5), 5, 4, 1, False),
     "orthonormalize": (torch.empty(0, 3),),
-    "randomized_svd": (torch.empty(4, 0), 1, 0, None, 0),
+    "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", False, 0),
 }
 
 registered = sorted(

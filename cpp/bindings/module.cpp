@@ -3,14 +3,46 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 
 #include <fastlr/philox.hpp>
 
+#include "python_operators.hpp"
+#include "svd.hpp"
+
 namespace py = pybind11;
+using fastlr::LinearOperator;
+using fastlr::Operator;
+using fastlr::bindings::PythonOperator;
+using fastlr::bindings::PythonRowBlocks;
+
+namespace {
+
+// Python's signal handlers, Ctrl-C's among them, run at most this often: taking the GIL may mean waiting for it.
+constexpr auto kSignalInterval = std::chrono::milliseconds(50);
+
+void run_signal_handlers() {
+  using Clock = std::chrono::steady_clock;
+  static std::atomic<Clock::rep> last{0};
+  const auto now = Clock::now().time_since_epoch();
+  if (now.count() - last.load() < Clock::duration(kSignalInterval).count()) return;
+  last = now.count();
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+at::TensorOptions options(at::ScalarType dtype, at::Device device) {
+  return at::TensorOptions().dtype(dtype).device(device);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of fastlr; its operators are registered as torch.ops.fastlr.*";
+  fastlr::set_interrupt_check(run_signal_handlers);
+
   module.def(
       "philox4x32_10",
       [](const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
@@ -18,4 +50,30 @@ PYBIND11_MODULE(_core, module) {
         return py::make_tuple(w.w0, w.w1, w.w2, w.w3);
       },
       py::arg("counter"), py::arg("key"), "The four words of Philox4x32-10 at a counter, for a key.");
+
+  py::class_<LinearOperator, std::shared_ptr<LinearOperator>>(
+      module, "Operator", "A matrix known by its products, as the core calls them back.");
+  module.def(
+      "operator_of_functions",
+      [](int64_t rows, int64_t columns, at::ScalarType dtype, at::Device device, py::object matmat,
+         py::object rmatmat) -> std::shared_ptr<LinearOperator> {
+        return std::make_shared<PythonOperator>(rows, columns, options(dtype, device), std::move(matmat),
+                                                std::move(rmatmat));
+      },
+      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("matmat"), py::arg("rmatmat"),
+      "X -> A X and Y -> Aᴴ Y as functions of tensors.");
+  module.def(
+      "operator_of_blocks",
+      [](int64_t rows, int64_t columns, at::ScalarType dtype, at::Device device, py::object read) {
+        return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(
+            std::make_shared<PythonRowBlocks>(rows, columns, options(dtype, device), std::move(read))));
+      },
+      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("read"),
+      "Rows by a function whose result iterates over (first row, block); rows = -1 where it is not known.");
+
+  using Released = py::call_guard<py::gil_scoped_release>;
+  module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
+             py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("seed"), Released());
+  module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),
+             py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());
 }

@@ -1,14 +1,20 @@
 // Operator schemas torch.ops.fastlr.*; fake implementations and autograd are in python/fastlr/_ops.py.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/library.h>
+
+#include <vector>
 
 #include <fastlr/interpolative.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
-#include <fastlr/randomized_svd.hpp>
 #include <fastlr/sketch.hpp>
 
+#include "svd.hpp"
+
 namespace {
+
+using fastlr::bindings::Factors;
 
 at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, int64_t seed, int64_t row0,
                          int64_t column0, at::ScalarType dtype, at::Device device) {
@@ -20,51 +26,101 @@ at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, i
   return out;
 }
 
-// What Python turns into `.info`, in one small float64 tensor: fake implementations cannot return numbers.
-at::Tensor info(std::initializer_list<double> values) { return at::tensor(values, at::kDouble); }
+at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed) {
+  return fastlr::gaussian_product(X, rows, columns, seed, transposed);
+}
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> randomized_svd(const at::Tensor& A, int64_t rank,
-                                                                          int64_t oversample,
-                                                                          std::optional<int64_t> power_iters,
-                                                                          int64_t seed) {
-  auto r = fastlr::randomized_svd(A, rank, oversample, power_iters, seed);
-  return {r.U, r.S, r.Vh,
-          info({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes),
-                static_cast<double>(r.power_iters), static_cast<double>(r.converged)})};
+// The factors of every matrix of a batch, stacked: matrices are shared out among the threads, one to each.
+template <typename Svd>
+Factors over_batch(const at::Tensor& A, const Svd& svd) {
+  if (A.layout() != at::kStrided || A.dim() == 2) return svd(A);
+  TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
+  const auto batch = A.sizes().slice(0, A.dim() - 2);
+  const auto matrices = A.reshape({-1, A.size(-2), A.size(-1)});
+  const int64_t count = matrices.size(0);
+  std::vector<Factors> results(std::max<int64_t>(count, 1));
+  if (count == 0) {
+    results[0] = svd(at::ones({A.size(-2), A.size(-1)}, A.options()));  // for the shapes of its factors
+  } else if (A.is_cpu()) {
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowAutograd guard;
+      for (int64_t i = begin; i < end; ++i) results[i] = svd(matrices[i]);
+    });
+  } else {
+    for (int64_t i = 0; i < count; ++i) results[i] = svd(matrices[i]);
+  }
+  const auto stacked = [&](auto part) {
+    std::vector<at::Tensor> parts(count);
+    for (int64_t i = 0; i < count; ++i) parts[i] = part(results[i]);
+    const auto one = part(results[0]);
+    std::vector<int64_t> shape(batch.begin(), batch.end());
+    shape.insert(shape.end(), one.sizes().begin(), one.sizes().end());
+    return count ? at::stack(parts).view(shape) : at::empty(shape, one.options());
+  };
+  return {stacked([](const Factors& f) { return std::get<0>(f); }),
+          stacked([](const Factors& f) { return std::get<1>(f); }),
+          stacked([](const Factors& f) { return std::get<2>(f); }),
+          stacked([](const Factors& f) { return std::get<3>(f); })};
+}
+
+Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
+                       c10::string_view method, bool center, int64_t seed) {
+  const std::string_view name(method.data(), method.size());
+  return over_batch(A, [&](const at::Tensor& matrix) {
+    return fastlr::bindings::svd(fastlr::as_operator(matrix), rank, oversample, power_iters, name, center, seed);
+  });
+}
+
+Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
+                     std::optional<int64_t> power_iters, bool center, int64_t seed) {
+  return fastlr::bindings::svd_to_tolerance(fastlr::as_operator(A), tol, most_rank, oversample, power_iters, center,
+                                            seed);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   auto r = fastlr::interpolative(A, rank, seed);
-  return {r.indices, r.coefficients, info({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)})};
+  return {r.indices, r.coefficients,
+          at::tensor({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)}, at::kDouble)};
 }
 
-void register_kernels(torch::Library& library) {
-  library.impl("gaussian_product", TORCH_FN(fastlr::gaussian_product));
+void register_dense_kernels(torch::Library& library) {
+  library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
-  library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("interpolative", TORCH_FN(interpolative));
+}
+
+void register_operator_kernels(torch::Library& library) {
+  library.impl("randomized_svd", TORCH_FN(randomized_svd));
+  library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
 }
 
 }  // namespace
 
 TORCH_LIBRARY(fastlr, library) {
-  library.def(
-      "random_matrix(int rows, int columns, str kind, int seed, int row0, int column0, ScalarType dtype, "
-      "Device device) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
-  library.def("gaussian_product(Tensor X, int rows, int columns, int seed, bool transposed) -> Tensor",
-              {at::Tag::pt2_compliant_tag});
-  library.def("orthonormalize(Tensor Y) -> Tensor", {at::Tag::pt2_compliant_tag});
-  library.def(
-      "randomized_svd(Tensor A, int rank, int oversample, int? power_iters, int seed) -> "
-      "(Tensor U, Tensor S, Tensor Vh, Tensor info)",
-      {at::Tag::pt2_compliant_tag});
-  library.def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)",
-              {at::Tag::pt2_compliant_tag});
+  const auto def = [&](const char* schema) { library.def(schema, {at::Tag::pt2_compliant_tag}); };
+  def("random_matrix(int rows, int columns, str kind, int seed, int row0, int column0, ScalarType dtype, "
+      "Device device) -> Tensor");
+  def("gaussian_product(Tensor X, int rows, int columns, int seed, bool transposed) -> Tensor");
+  def("orthonormalize(Tensor Y) -> Tensor");
+  def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, bool center, int seed) -> "
+      "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
+  def("adaptive_svd(Tensor A, float tol, int? most_rank, int oversample, int? power_iters, bool center, int seed) -> "
+      "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
+  def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
 }
 
-TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }
-TORCH_LIBRARY_IMPL(fastlr, CUDA, library) { register_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, CPU, library) {
+  register_dense_kernels(library);
+  register_operator_kernels(library);
+}
+TORCH_LIBRARY_IMPL(fastlr, CUDA, library) {
+  register_dense_kernels(library);
+  register_operator_kernels(library);
+}
+TORCH_LIBRARY_IMPL(fastlr, SparseCPU, library) { register_operator_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, SparseCUDA, library) { register_operator_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, SparseCsrCPU, library) { register_operator_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, SparseCsrCUDA, library) { register_operator_kernels(library); }
 // No tensor argument says where random_matrix runs: its device argument does.
 TORCH_LIBRARY_IMPL(fastlr, CompositeExplicitAutograd, library) {
   library.impl("random_matrix", TORCH_FN(random_matrix));

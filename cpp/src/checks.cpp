@@ -8,15 +8,30 @@
 
 namespace fastlr {
 
+namespace {
+
+void check_type(at::ScalarType type, const char* caller, const char* name) {
+  const auto real = c10::toRealValueType(type);
+  TORCH_CHECK_TYPE(real == at::kFloat || real == at::kDouble, caller, ": ", name,
+                   " must be float32, float64, complex64 or complex128, got ", type);
+}
+
+}  // namespace
+
+void check_operator(const LinearOperator& A, const char* caller) {
+  check_type(A.options().dtype().toScalarType(), caller, "A");
+}
+
 void check_matrix(const at::Tensor& A, const char* caller, const char* name) {
-  TORCH_CHECK_TYPE(A.scalar_type() == at::kFloat || A.scalar_type() == at::kDouble, caller, ": ", name,
-                   " must be float32 or float64, got ", A.scalar_type());
+  check_type(A.scalar_type(), caller, name);
   TORCH_CHECK_TYPE(A.layout() == at::kStrided, caller, ": ", name, " must be a dense matrix, got layout ", A.layout());
   TORCH_CHECK_VALUE(A.dim() == 2, caller, ": ", name, " must have 2 dimensions, got shape ", A.sizes());
 }
 
 double largest_magnitude(const at::Tensor& A) {
   if (A.numel() == 0) return 0.0;
+  // The larger part of a complex entry is its magnitude to a factor of sqrt(2), without overflow.
+  if (A.is_complex()) return largest_magnitude(at::view_as_real(A.resolve_conj()));
   const auto [low, high] = at::aminmax(A);
   const double least = low.item<double>(), most = high.item<double>();
   if (std::isnan(least) || std::isnan(most)) return std::numeric_limits<double>::quiet_NaN();
@@ -27,13 +42,13 @@ void check_finite(const at::Tensor& A, const char* caller, const char* name) {
   if (std::isfinite(largest_magnitude(A))) return;
   const auto first = at::isfinite(A).logical_not_().nonzero()[0].to(at::kCPU);
   const int64_t row = first[0].item<int64_t>(), column = first[1].item<int64_t>();
-  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item<double>(), " at index (",
-                    row, ", ", column, ")");
+  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item(), " at index (", row, ", ",
+                    column, ")");
 }
 
 double unit_roundoff(const at::Tensor& A) {
-  return A.scalar_type() == at::kDouble ? std::numeric_limits<double>::epsilon() / 2
-                                        : std::numeric_limits<float>::epsilon() / 2;
+  return c10::toRealValueType(A.scalar_type()) == at::kDouble ? std::numeric_limits<double>::epsilon() / 2
+                                                              : std::numeric_limits<float>::epsilon() / 2;
 }
 
 int scale_exponent(double magnitude) {
@@ -44,8 +59,9 @@ int scale_exponent(double magnitude) {
 }
 
 bool squares_in_range(const at::Tensor& A, double magnitude) {
-  const double smallest_normal =
-      A.scalar_type() == at::kFloat ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+  const double smallest_normal = c10::toRealValueType(A.scalar_type()) == at::kFloat
+                                     ? std::numeric_limits<float>::min()
+                                     : std::numeric_limits<double>::min();
   const double low = std::sqrt(smallest_normal) / unit_roundoff(A);
   return magnitude >= low && magnitude <= 1 / low;
 }
@@ -58,8 +74,12 @@ at::Tensor scaled(const at::Tensor& A, int exponent) {
 
 double frobenius_norm(const at::Tensor& A) {
   const int exponent = scale_exponent(largest_magnitude(A));
-  const auto unit = scaled(A.to(at::kDouble), exponent);
+  const auto unit = scaled(A.to(A.is_complex() ? at::kComplexDouble : at::kDouble), exponent);
   return std::ldexp(at::linalg_vector_norm(unit).item<double>(), -exponent);
+}
+
+at::Tensor squared_magnitude(const at::Tensor& A) {
+  return A.is_complex() ? at::view_as_real(A.resolve_conj()).square().sum(-1) : A.square();
 }
 
 }  // namespace fastlr

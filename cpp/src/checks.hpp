@@ -3,10 +3,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <fastlr/linear_operator.hpp>
+
 namespace fastlr {
 
-// A strided float32 or float64 matrix, or a clear error that names the caller and the argument.
+// A strided matrix of float32, float64, complex64 or complex128, or a clear error that names the caller and the
+// argument.
 void check_matrix(const at::Tensor& A, const char* caller, const char* name = "A");
+
+// The same for what is known by its products.
+void check_operator(const LinearOperator& A, const char* caller);
 
 // The largest magnitude in A (0 for an empty one); infinite or NaN where A holds such an entry.
 double largest_magnitude(const at::Tensor& A);
@@ -14,7 +20,7 @@ double largest_magnitude(const at::Tensor& A);
 // Raises ValueError with the first non-finite index of A; does nothing where all entries are finite.
 void check_finite(const at::Tensor& A, const char* caller, const char* name = "A");
 
-// Unit roundoff of A's type, 2^-24 or 2^-53.
+// Unit roundoff of A's real type, 2^-24 or 2^-53.
 double unit_roundoff(const at::Tensor& A);
 
 // The e for which magnitude * 2^e lies in [1/2, 1); 0 for zero.
@@ -29,5 +35,8 @@ at::Tensor scaled(const at::Tensor& A, int exponent);
 
 // ‖A‖_F in double precision, without overflow or underflow of the squares.
 double frobenius_norm(const at::Tensor& A);
+
+// |a|^2 of every entry, real.
+at::Tensor squared_magnitude(const at::Tensor& A);
 
 }  // namespace fastlr

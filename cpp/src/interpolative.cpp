@@ -8,6 +8,7 @@
 
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
+#include <fastlr/error_estimate.hpp>
 #include <fastlr/randomized_svd.hpp>
 
 #include "checks.hpp"
@@ -120,7 +121,7 @@ void exchange_until_strong(const at::Tensor& B, Choice& choice) {
 Choice choose_columns(const at::Tensor& A, int64_t rank, int64_t seed, int64_t& passes) {
   if (rank == A.size(0)) return choose_rows(orthonormalize(A.mT()));
   const int64_t compressed = std::min({rank + kOversample, A.size(0), A.size(1)});
-  const auto svd = randomized_svd(A, compressed, kOversample, std::nullopt, seed);
+  const auto svd = randomized_svd(as_operator(A), {.rank = compressed, .oversample = kOversample, .seed = seed});
   passes += svd.passes;
   auto choice = choose_rows(svd.Vh.narrow(0, 0, rank).mT().contiguous());
   if (svd.S[rank - 1].item<double>() > 0) {
@@ -134,6 +135,7 @@ Choice choose_columns(const at::Tensor& A, int64_t rank, int64_t seed, int64_t& 
 
 Interpolative interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   check_matrix(A, "interpolative");
+  TORCH_CHECK_TYPE(!A.is_complex(), "interpolative: A must be real, got ", A.scalar_type());
   const int64_t n = A.size(1), shorter = std::min(A.size(0), n);
   TORCH_CHECK_VALUE(rank >= 1 && rank <= shorter, "interpolative: rank must be between 1 and min(m, n) = ", shorter,
                     ", got ", rank);

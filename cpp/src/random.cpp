@@ -1,9 +1,11 @@
 #include <fastlr/random.hpp>
 
+#include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <c10/util/Exception.h>
 
 #include <limits>
+#include <numbers>
 
 #include "random.hpp"
 
@@ -28,6 +30,14 @@ void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t r
                     "fill_random: row0 and column0 must be non-negative and columns below 2^32, got row0 = ", row0,
                     ", column0 = ", column0);
   if (out.numel() == 0) return;
+  if (out.is_complex()) {
+    TORCH_CHECK_TYPE(kind == RandomKind::gaussian, "fill_random: a complex matrix must be Gaussian");
+    // Column j is made of the real columns 2 j and 2 j + 1.
+    const auto parts = at::view_as_real(out).as_strided({out.size(0), 2 * out.size(1)}, {2 * out.stride(0), 1});
+    fill_random(parts, kind, seed, row0, 2 * column0);
+    parts.mul_(std::numbers::sqrt2 / 2);
+    return;
+  }
   const kernels::RandomWindow window{
       static_cast<uint64_t>(seed), row0, out.size(0), column0, out.size(1), out.stride(0)};
   AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "fill_random", [&] {
@@ -46,6 +56,13 @@ void fill_random(const at::Tensor& out, RandomKind kind, int64_t seed, int64_t r
     TORCH_CHECK_VALUE(false, "fill_random: this build of fastlr has no kernel for device ", out.device(),
                       "; rebuild it where torch and nvcc have CUDA");
   });
+}
+
+at::Tensor gaussian(int64_t rows, int64_t columns, int64_t seed, int64_t column0, const at::TensorOptions& options,
+                    int64_t row0) {
+  const auto out = at::empty({rows, columns}, options.requires_grad(std::nullopt));
+  fill_random(out, RandomKind::gaussian, seed, row0, column0);
+  return out;
 }
 
 }  // namespace fastlr

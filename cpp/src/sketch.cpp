@@ -22,7 +22,8 @@ int64_t block_rows(const at::Tensor& X, int64_t columns) {
 
 }  // namespace
 
-at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed) {
+at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed,
+                            int64_t column0) {
   check_matrix(X, "gaussian_product", "X");
   TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "gaussian_product: rows and columns must be non-negative, got ", rows,
                     " and ", columns);
@@ -34,7 +35,7 @@ at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, 
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t height = std::min(step, rows - row);
     const auto omega = block.narrow(0, 0, height);
-    fill_random(omega, RandomKind::gaussian, seed, row);
+    fill_random(omega, RandomKind::gaussian, seed, row, column0);
     if (transposed) {
       product.narrow(1, row, height).copy_(at::mm(X, omega.t()));
     } else {

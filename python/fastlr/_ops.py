@@ -9,7 +9,7 @@ from fastlr._loader import load_core
 
 load_core()
 
-_INFO = {"randomized_svd": 5, "interpolative": 3}
+_INFO = {"svd": 8, "interpolative": 3}
 
 
 @torch.library.register_fake("fastlr::random_matrix")
@@ -38,15 +38,38 @@ def _(Y: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastlr::randomized_svd")
 def _(
-    A: Tensor, rank: int, oversample: int, power_iters: int | None, seed: int
+    A: Tensor,
+    rank: int,
+    oversample: int,
+    power_iters: int | None,
+    method: str,
+    center: bool,
+    seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, n = A.shape
-    return (
-        A.new_empty((m, rank)),
-        A.new_empty((rank,)),
-        A.new_empty((rank, n)),
-        _fake_info("randomized_svd"),
-    )
+    return _fake_svd(A, rank)
+
+
+@torch.library.register_fake("fastlr::adaptive_svd")
+def _(
+    A: Tensor,
+    tol: float,
+    most_rank: int | None,
+    oversample: int,
+    power_iters: int | None,
+    center: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _fake_svd(A, torch.library.get_ctx().new_dynamic_size())
+
+
+def _fake_svd(A: Tensor, rank: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *batch, m, n = A.shape
+
+    def empty(*shape: Any, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty((*batch, *shape), dtype=dtype or A.dtype, device=A.device)
+
+    info = torch.empty((*batch, _INFO["svd"]), dtype=torch.float64, device="cpu")
+    return empty(m, rank), empty(rank, dtype=A.dtype.to_real()), empty(rank, n), info
 
 
 @torch.library.register_fake("fastlr::interpolative")
@@ -54,15 +77,11 @@ def _(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return (
         A.new_empty((rank,), dtype=torch.int64),
         A.new_empty((rank, A.shape[1])),
-        _fake_info("interpolative"),
+        torch.empty((_INFO["interpolative"],), dtype=torch.float64, device="cpu"),
     )
 
 
-def _fake_info(op: str) -> Tensor:
-    return torch.empty((_INFO[op],), dtype=torch.float64, device="cpu")
-
-
-# X -> X Omega is linear: its adjoint multiplies by the same Omega, transposed.
+# X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
 def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,8 +90,8 @@ def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     adjoint = torch.ops.fastlr.gaussian_product(
-        grad, ctx.rows, ctx.columns, ctx.seed, not ctx.transposed
-    )
+        grad.conj().resolve_conj(), ctx.rows, ctx.columns, ctx.seed, not ctx.transposed
+    ).conj()
     return adjoint, None, None, None, None
 
 
@@ -88,5 +107,5 @@ def _not_differentiable(name: str) -> None:
     torch.library.register_autograd(f"fastlr::{name}", backward)
 
 
-for _name in ("orthonormalize", "randomized_svd", "interpolative"):
+for _name in ("orthonormalize", "randomized_svd", "adaptive_svd", "interpolative"):
     _not_differentiable(_name)

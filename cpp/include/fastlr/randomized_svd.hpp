@@ -1,36 +1,68 @@
-// Truncated SVD by randomized subspace iteration, with an error estimate from a fresh probe.
+// Truncated SVD from random sketches, with a certified error.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 
+#include <fastlr/error_estimate.hpp>
+#include <fastlr/linear_operator.hpp>
+
 namespace fastlr {
 
-struct RandomizedSvd {
-  at::Tensor U, S, Vh;  // m x rank, rank, rank x n; orthonormal columns and rows; S descending
-  int64_t power_iters;  // subspace iterations carried out
-  int64_t passes;       // products with A or its transpose, and scans of it
-  double error;         // estimate of ‖A - U diag(S) Vh‖_F; unbiased when squared
-  int64_t probes;       // Gaussian vectors behind the estimate; 0: the error comes from the full spectrum
-  bool converged;       // false: the rule of power_iters = nullopt met its limit of iterations
+enum class SvdMethod {
+  dense,        // LAPACK's SVD of the whole matrix, where the sketch would be no smaller
+  subspace,     // subspace iteration
+  krylov,       // block Krylov space with thick restarts
+  single_pass,  // range, co-range and core sketch of one read
+  nystrom,      // generalized Nyström from one read
+  blocked_qb    // blocks of a QB factorization until a tolerance is met
 };
 
-// A is m x n, float32 or float64. power_iters = nullopt iterates until no leading singular value grows by more
-// than 2 %. Signs: the largest entry of each column of U is positive.
-//
-// Cost: (2 + 2 q) passes over A, 2 m n (rank + oversample) flops each, and O((m + n) (rank + oversample)^2).
-// One pass and O(m n min(m, n)) flops where rank + oversample reaches min(m, n).
-//
-// Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011), algorithms 4.4
-// and 5.1; the error estimate is the Girard-Hutchinson estimator of ‖A - U diag(S) Vh‖_F^2.
-RandomizedSvd randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
-                             int64_t seed);
+struct SvdOptions {
+  int64_t rank;
+  int64_t oversample = 10;
+  std::optional<int64_t> power_iters;  // nothing: until the singular values have settled
+  int64_t seed = 0;
+  SvdMethod method = SvdMethod::subspace;
+};
 
-// Gaussian vectors of an error estimate.
-constexpr int64_t kProbes = 10;
+struct RandomizedSvd {
+  at::Tensor U, S, Vh;  // m x k, k (real), k x n; orthonormal columns and rows; S descending
+  ErrorEstimate error;  // of A - U diag(S) Vh
+  int64_t passes;       // over A
+  int64_t power_iters;  // subspace iterations carried out, or blocks of the Krylov space beyond the first
+  bool converged;       // false: a limit was met before the criterion
+  SvdMethod method;     // that ran
+};
 
-// The estimate of ‖E‖_F from E * Omega (m x probes), Omega Gaussian: ‖E * Omega‖_F / sqrt(probes).
-double frobenius_estimate(const at::Tensor& probed);
+// The leading `rank` singular triplets. Signs: the largest entry of each column of U is real and positive.
+//
+// subspace, with l = rank + oversample: 2 + 2 q passes, 2 m n l flops each, and O((m + n) l^2); a tall source of
+// row blocks takes 2 + q reads. power_iters = nothing iterates until no leading singular value grows by more than
+// 2 %. krylov with q given: the space of all iterates, the same passes; otherwise until the residuals of all
+// triplets are below 1e-10 (float64) of the largest singular value. single_pass and nystrom: one read.
+//
+// Sources: Halko, Martinsson, Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1; Musco and Musco, NeurIPS 2015,
+// and Baglama and Reichel, BIT 46 (2006), for the Krylov space and its restarts; Tropp, Yurtsever, Udell, Cevher,
+// SISC 41 (2019), and Nakatsukasa, arXiv:2009.11392, for the single-pass methods.
+RandomizedSvd randomized_svd(const Operator& A, const SvdOptions& options);
+
+struct AdaptiveSvdOptions {
+  double tol;
+  std::optional<int64_t> most_rank;  // nothing: min(m, n)
+  int64_t oversample = 10;
+  std::optional<int64_t> power_iters;  // a block; nothing: 2
+  int64_t seed = 0;
+};
+
+// The smallest rank, within the oversampling, with ‖A - U diag(S) Vh‖_F <= tol ‖A‖_F: blocks of a QB factorization
+// until the projected norm meets the tolerance, or, where that cancels (tol below some sqrt(u)) or ‖A‖_F is not
+// known, until a fresh random probe of the residual does. Where the tolerance asks for a width near min(m, n), one
+// dense SVD. 2 + 2 q passes a block, the width of which grows with what has been found.
+//
+// Source: Yu, Gu, Li, "Efficient randomized algorithms for the fixed-precision low-rank matrix approximation",
+// SIMAX 39 (2018).
+RandomizedSvd adaptive_svd(const Operator& A, const AdaptiveSvdOptions& options);
 
 }  // namespace fastlr

@@ -6,8 +6,9 @@
 namespace fastlr {
 
 // X * Omega (transposed = false; X is m x rows) or X * Omega^T (transposed = true; X is m x columns),
-// where Omega is the rows x columns matrix of N(0, 1) entries of `seed` (fastlr/random.hpp).
+// where Omega is the rows x columns window at column `column0` of the Gaussian matrix of `seed` (fastlr/random.hpp).
 // Cost: 2 m rows columns flops, one pass over X, and rows * columns draws.
-at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed = false);
+at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed = false,
+                            int64_t column0 = 0);
 
 }  // namespace fastlr

@@ -12,7 +12,8 @@ from torch import Tensor
 Array: TypeAlias = npt.NDArray[Any] | Tensor
 
 _HALF = (torch.float16, torch.bfloat16)
-_COMPUTED = (torch.float32, torch.float64)
+_REAL = (torch.float32, torch.float64)
+_COMPLEX = (torch.complex64, torch.complex128)
 
 
 @dataclass(frozen=True)
@@ -25,46 +26,69 @@ class Adapted:
 
     def restore(self, result: Tensor) -> Any:
         """Give a result of the core the dtype and the kind of the input."""
-        if result.is_floating_point():
-            result = result.to(self.dtype)
-        return result.numpy() if self.numpy else result
+        return restored(result, self.dtype, numpy=self.numpy)
 
 
-def adapt(A: Any, caller: str, name: str = "A") -> Adapted:
-    """Turn A into a float32 or float64 matrix, never written to by the core.
+def restored(result: Tensor, dtype: torch.dtype, *, numpy: bool) -> Any:
+    """Give a result of the core the dtype of the input (its real type, for a real result)."""
+    if result.is_floating_point():
+        result = result.to(dtype.to_real() if dtype.is_complex else dtype)
+    return result.detach().cpu().numpy() if numpy else result
+
+
+def adapt(
+    A: Any, caller: str, name: str = "A", *, batched: bool = False, complex_: bool = False
+) -> Adapted:
+    """Turn A into a dense matrix of a type that the core computes in; the core never writes to it.
 
     float16 and bfloat16 are computed in float32; integers are promoted to the default float type
-    of their library.
+    of their library. `batched` admits leading dimensions, `complex_` complex entries.
     """
     if isinstance(A, Tensor):
-        return _adapt_tensor(A, caller, name, numpy=False, promoted=torch.get_default_dtype())
-    return _adapt_tensor(
-        _from_numpy(A, caller, name), caller, name, numpy=True, promoted=torch.float64
-    )
+        tensor, numpy, promoted = A, False, torch.get_default_dtype()
+    else:
+        tensor, numpy, promoted = _from_numpy(A, caller, name), True, torch.float64
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{caller}: {name} must be a dense matrix, got layout {tensor.layout}")
+    if tensor.dim() < 2 or (tensor.dim() > 2 and not batched):
+        least = "at least 2" if batched else "2"
+        raise ValueError(
+            f"{caller}: {name} must have {least} dimensions, got shape {tuple(tensor.shape)}"
+        )
+    if tensor.is_complex() and not complex_:
+        raise TypeError(f"{caller}: {name} must be real, got {tensor.dtype}")
+    dtype, computed = computed_dtype(tensor.dtype, promoted, caller, name)
+    return Adapted(tensor.to(computed), numpy, dtype)
 
 
-def _adapt_tensor(
-    A: Tensor, caller: str, name: str, *, numpy: bool, promoted: torch.dtype
-) -> Adapted:
-    if A.layout != torch.strided:
-        raise TypeError(f"{caller}: {name} must be a dense matrix, got layout {A.layout}")
-    if A.dim() != 2:
-        raise ValueError(f"{caller}: {name} must have 2 dimensions, got shape {tuple(A.shape)}")
-    if A.is_complex():
-        raise TypeError(f"{caller}: {name} must be real, got {A.dtype}")
-    dtype = A.dtype if A.is_floating_point() else promoted
-    if dtype not in (*_HALF, *_COMPUTED):
-        raise TypeError(f"{caller}: {name} must be a float16 to float64 matrix, got {A.dtype}")
-    return Adapted(A.to(torch.float32 if dtype in _HALF else dtype), numpy, dtype)
+def computed_dtype(
+    dtype: torch.dtype, promoted: torch.dtype, caller: str, name: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtype of the results for an input of `dtype`, and the one they are computed in."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        dtype = promoted
+    if dtype in _HALF:
+        return dtype, torch.float32
+    if dtype not in (*_REAL, *_COMPLEX):
+        raise TypeError(
+            f"{caller}: {name} must be a float16 to float64 or complex64 to complex128 matrix, "
+            f"got {dtype}"
+        )
+    return dtype, dtype
 
 
 def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
     array = np.asarray(A)
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+    if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
         raise TypeError(
-            f"{caller}: {name} must be a real NumPy array or torch tensor, "
+            f"{caller}: {name} must be a NumPy array or torch tensor of numbers, "
             f"got {type(A).__name__} of dtype {array.dtype}"
         )
+    return as_tensor(array)
+
+
+def as_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return a tensor that shares the memory of an array of numbers where torch can read it."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):

@@ -1,0 +1,33 @@
+// How far an approximation is from A, from the products of the difference E with fresh Gaussian vectors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace fastlr {
+
+// Gaussian vectors behind an estimate.
+constexpr int64_t kProbes = 10;
+// The probability with which an upper estimate may be too low.
+constexpr double kFailure = 0.01;
+
+// The estimate of ‖E‖_F from E * Omega (m x probes), Omega Gaussian: ‖E * Omega‖_F / sqrt(probes). Its square is
+// unbiased (Girard, Hutchinson).
+double frobenius_estimate(const at::Tensor& probed);
+
+// The factor by which an estimate from kProbes vectors falls short of ‖E‖_F with probability `failure` at most:
+// sqrt(kProbes / q), q the quantile of chi-squared with kProbes degrees of freedom. An E of rank one is the worst
+// case (Roosta-Khorasani, Székely, Ascher, SIAM/ASA J. Uncertainty Quantification 3 (2015)).
+double probe_factor(double failure);
+
+struct ErrorEstimate {
+  double estimate;  // of ‖E‖_F
+  double upper;     // ‖E‖_F is at most this, but for probability `failure`
+  double spectral;  // and so is ‖E‖_2
+  double failure;   // 0: known from the spectrum
+};
+
+// From E * Omega. The bound of ‖E‖_2 is the largest of the kProbes norms ‖E w‖ times a factor (Halko, Martinsson,
+// Tropp, SIAM Review 53 (2011), lemma 4.1).
+ErrorEstimate estimate_error(const at::Tensor& probed);
+
+}  // namespace fastlr

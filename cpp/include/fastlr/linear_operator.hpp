@@ -1,0 +1,112 @@
+// Matrices known by their products: what the algorithms are written over.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <utility>
+
+namespace fastlr {
+
+// What one read of A leaves behind, for Gaussian matrices of two seeds.
+struct TwoSidedSketch {
+  at::Tensor right;  // A * Omega, columns [0, k)
+  at::Tensor left;   // Aᴴ * Psi, columns [0, l)
+  at::Tensor core;   // Phiᴴ A Gamma, s x s: Phi and Gamma are the s columns that follow those of Psi and Omega
+};
+struct TwoSidedWidths {
+  int64_t right, left, core;
+};
+
+// An m x n matrix A of float32, float64, complex64 or complex128. Products of it are counted, checked for
+// their shape and type, and give Ctrl-C a chance; derived classes implement the virtual functions.
+class LinearOperator {
+ public:
+  LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options);
+  virtual ~LinearOperator() = default;
+  LinearOperator(const LinearOperator&) = delete;
+  LinearOperator& operator=(const LinearOperator&) = delete;
+
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  const at::TensorOptions& options() const { return options_; }
+
+  // Passes over A so far: products, reads of a source of row blocks, scans.
+  int64_t passes() const { return passes_; }
+
+  at::Tensor matmat(const at::Tensor& X) const;   // A X
+  at::Tensor rmatmat(const at::Tensor& Y) const;  // Aᴴ Y
+
+  // Whether normal_matmat costs one pass.
+  virtual bool fuses_normal() const { return false; }
+  std::pair<at::Tensor, at::Tensor> normal_matmat(const at::Tensor& X) const;  // {A X, Aᴴ A X}
+
+  // A * Omega and Aᴴ * Omega for the Gaussian Omega of `seed`, columns [column0, column0 + k).
+  at::Tensor gaussian_matmat(int64_t k, int64_t seed, int64_t column0 = 0) const;
+  at::Tensor gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0 = 0) const;
+
+  // One pass where rows are read block by block, two elsewhere.
+  virtual TwoSidedSketch two_sided_sketch(const TwoSidedWidths& widths, int64_t right_seed, int64_t left_seed) const;
+
+  // ‖A‖_F, where it is known but for rounding; nothing where only products are.
+  std::optional<double> frobenius_norm() const;
+
+  // Raises ValueError with the first index at which A is not finite, where its entries can be seen.
+  virtual void check_finite(const char* caller) const;
+
+  // A itself, m x n.
+  virtual at::Tensor to_dense() const;
+
+  // The largest magnitude of an entry, where the entries can be seen.
+  virtual std::optional<double> largest_magnitude() const { return std::nullopt; }
+
+ protected:
+  virtual at::Tensor do_matmat(const at::Tensor& X) const = 0;
+  virtual at::Tensor do_rmatmat(const at::Tensor& Y) const = 0;
+  virtual std::pair<at::Tensor, at::Tensor> do_normal_matmat(const at::Tensor& X) const;
+  virtual at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const;
+  virtual at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const;
+  virtual std::optional<double> do_frobenius_norm() const { return std::nullopt; }
+  void count_passes(int64_t passes) const { passes_ += passes; }
+
+ private:
+  at::Tensor checked(const at::Tensor& product, int64_t rows, int64_t columns, const char* name) const;
+
+  int64_t rows_, columns_;
+  at::TensorOptions options_;
+  mutable int64_t passes_ = 0;
+};
+
+using Operator = std::shared_ptr<const LinearOperator>;
+
+// A dense matrix, or a sparse one of layout COO, CSR or CSC. A sparse one is kept twice, by rows and by columns, so
+// that both products run over rows of the result.
+Operator as_operator(const at::Tensor& A);
+
+// Aᴴ, A - 1 μᵀ with μ the mean of the rows of A, and A * 2^exponent, by products with A.
+Operator adjoint(Operator A);
+Operator centered(Operator A);
+Operator scaled(Operator A, int exponent);
+
+// Rows that are read block by block, in order; every read visits all of them once. Where the number of rows shows
+// only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
+constexpr int64_t kUnknown = -1;
+class RowBlocks {
+ public:
+  using Visitor = std::function<void(int64_t first_row, const at::Tensor& block)>;
+  virtual ~RowBlocks() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t columns() const = 0;
+  virtual at::TensorOptions options() const = 0;
+  virtual void read(const Visitor& visit) const = 0;
+};
+
+Operator as_operator(std::shared_ptr<const RowBlocks> blocks);
+
+// Called between products; may throw to stop an algorithm. Set once, when the library is loaded.
+void set_interrupt_check(void (*check)());
+void check_interrupt();
+
+}  // namespace fastlr

@@ -1,0 +1,103 @@
+#include "svd_parts.hpp"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include <fastlr/orthonormalize.hpp>
+#include <fastlr/random.hpp>
+
+namespace fastlr {
+namespace {
+
+double rounding_factor(const at::Tensor& S, double u) { return std::sqrt(static_cast<double>(S.numel())) * u; }
+
+// LAPACK's singular vectors are orthonormal to some ten times what the Cholesky passes reach.
+at::Tensor polished(const at::Tensor& vectors) { return orthonormalize(vectors); }
+
+}  // namespace
+
+double noise_level(const at::Tensor& S, double u) {
+  return S.numel() > 0 ? 4 * rounding_factor(S, u) * S[0].item<double>() : 0.0;
+}
+
+at::Tensor without_noise(const at::Tensor& S, double u) { return at::where(S > noise_level(S, u), S, 0.0); }
+
+double svd_rounding(const at::Tensor& S, double u) { return 10 * rounding_factor(S, u) * frobenius_norm(S); }
+
+Sketch sketch_range(const Operator& A, int64_t width, int64_t seed, bool with_co) {
+  const bool fused = with_co && A->fuses_normal();
+  const auto split = [&](const Operator& op, int exponent, const at::Tensor& product, const at::Tensor& co) {
+    Sketch sketch{op, exponent, product.narrow(1, 0, width), std::nullopt,
+                  product.narrow(1, width, kProbes).clone(at::MemoryFormat::Contiguous)};
+    if (co.defined()) sketch.co = co.narrow(1, 0, width);
+    return sketch;
+  };
+  at::Tensor product, co;
+  if (fused) {
+    std::tie(product, co) = A->normal_matmat(gaussian(A->columns(), width + kProbes, seed, 0, A->options()));
+  } else {
+    product = A->gaussian_matmat(width + kProbes, seed);
+  }
+  double magnitude = largest_magnitude(product);
+  if (squares_in_range(product, magnitude)) return split(A, 0, product, co);
+
+  A->check_finite("randomized_svd");
+  magnitude = A->largest_magnitude().value_or(magnitude);
+  TORCH_CHECK_VALUE(std::isfinite(magnitude), "randomized_svd: the products of A must be finite, got ", magnitude);
+  const int exponent = scale_exponent(magnitude);
+  if (exponent == 0) return split(A, 0, product, co);
+  const auto in_range = scaled(A, exponent);
+  return split(in_range, exponent, in_range->gaussian_matmat(width + kProbes, seed), {});
+}
+
+at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y) {
+  auto Q = Y;
+  // The second round removes what the first one's rounding and the completion of deficient columns left.
+  for (int round = 0; round < 2; ++round) Q = orthonormalize(Q - at::mm(basis, at::mm(basis.mH(), Q)));
+  return Q;
+}
+
+Triplets triplets_of_core(const at::Tensor& Q, const at::Tensor& core, const at::Tensor& P, int64_t rank) {
+  const auto [left, values, right] = at::linalg_svd(core, /*full_matrices=*/false);
+  return {at::mm(Q, polished(left.narrow(1, 0, rank))), without_noise(values, unit_roundoff(core)).narrow(0, 0, rank),
+          at::mm(polished(right.narrow(0, 0, rank).mH()).mH(), P.mH())};
+}
+
+Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t rank) {
+  const auto P = orthonormalize(rows);
+  return triplets_of_core(Q, at::mm(rows.mH(), P), P, rank);
+}
+
+at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
+  const auto omega = gaussian(factors.Vh.size(1), kProbes, seed, column0, factors.Vh.options());
+  return probe - at::mm(factors.U, factors.S.unsqueeze(1) * at::mm(factors.Vh, omega));
+}
+
+RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
+  const auto dense = A->to_dense();
+  check_finite(dense, "randomized_svd");
+  auto [U, S, Vh] = at::linalg_svd(dense, /*full_matrices=*/false);
+  const auto tail = S.narrow(0, rank, S.size(0) - rank);
+  const double u = unit_roundoff(dense), rounding = svd_rounding(S, u);
+  const double spectral = tail.numel() > 0 ? tail[0].item<double>() : 0.0;
+  const double error = frobenius_norm(tail) + rounding;
+  return {polished(U.narrow(1, 0, rank)),
+          without_noise(S, u).narrow(0, 0, rank).contiguous(),
+          polished(Vh.narrow(0, 0, rank).mH()).mH(),
+          {error, error, spectral + rounding, 0.0},
+          0,
+          0,
+          true,
+          SvdMethod::dense};
+}
+
+RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method) {
+  error.estimate = std::ldexp(error.estimate, -exponent);
+  error.upper = std::ldexp(error.upper, -exponent);
+  error.spectral = std::ldexp(error.spectral, -exponent);
+  return {std::move(factors.U), scaled(factors.S, -exponent), std::move(factors.Vh), error, 0, 0, true, method};
+}
+
+}  // namespace fastlr
