@@ -15,12 +15,15 @@ UNIT_ROUNDOFF = {
 
 
 def unit_roundoff(A: torch.Tensor) -> float:
-    return UNIT_ROUNDOFF[A.dtype]
+    return UNIT_ROUNDOFF[A.dtype.to_real() if A.is_complex() else A.dtype]
 
 
 def exact(A) -> np.ndarray:
-    """A as a float64 NumPy array."""
-    return np.asarray(A.double() if isinstance(A, torch.Tensor) else A, dtype=np.float64)
+    """A as a float64 or complex128 NumPy array."""
+    array = A.resolve_conj() if isinstance(A, torch.Tensor) else np.asarray(A)
+    if isinstance(array, torch.Tensor):
+        array = (array if array.is_complex() else array.double()).numpy()
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 def singular_values(A) -> np.ndarray:
@@ -41,7 +44,12 @@ def orthonormality_error(Q) -> float:
     k = Q.shape[1]
     if Q.numel() == 0:
         return 0.0
-    columns = np.asarray(Q.T).astype(np.longdouble if Q.dtype == torch.float64 else np.float64)
-    gram = np.array([[np.sum(a * b) for b in columns] for a in columns], dtype=columns.dtype)
-    error = np.linalg.norm((gram - np.eye(k)).astype(np.float64))
+    wide = {
+        torch.float64: np.longdouble,
+        torch.complex64: np.complex128,
+        torch.complex128: np.clongdouble,
+    }.get(Q.dtype, np.float64)
+    columns = np.asarray(Q.mT.resolve_conj()).astype(wide)
+    gram = np.array([[np.sum(a.conj() * b) for b in columns] for a in columns], dtype=wide)
+    error = np.linalg.norm((gram - np.eye(k)).astype(np.complex128))
     return float(error / (math.sqrt(k) * unit_roundoff(Q)))

@@ -13,7 +13,7 @@ ROOT = Path(fastlr.__file__).parent
 # What the modules of a folder import of fastlr beside their own folder; "fastlr" is the bare
 # package, for its version and build_info.
 ALLOWED = {
-    "linalg": {"fastlr._ops"},
+    "linalg": {"fastlr._ops", "fastlr._core"},
     "nn": {"fastlr", "fastlr.linalg", "fastlr._transformers"},
     "cli": {"fastlr", "fastlr.linalg", "fastlr.nn"},
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include <fastlr/philox.hpp>
+#include <torch/csrc/Exceptions.h>
 
 #include "python_operators.hpp"
 #include "svd.hpp"
@@ -42,6 +43,14 @@ at::TensorOptions options(at::ScalarType dtype, at::Device device) {
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of fastlr; its operators are registered as torch.ops.fastlr.*";
   fastlr::set_interrupt_check(run_signal_handlers);
+  // ATen's errors become Python's own here as they do in the operators of torch.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const c10::Error&) {
+      torch::translate_exception_to_python(error);
+    }
+  });
 
   module.def(
       "philox4x32_10",
@@ -53,6 +62,10 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<LinearOperator, std::shared_ptr<LinearOperator>>(
       module, "Operator", "A matrix known by its products, as the core calls them back.");
+  module.def(
+      "operator_of_matrix",
+      [](const at::Tensor& A) { return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(A)); }, py::arg("A"),
+      "A dense or sparse matrix.");
   module.def(
       "operator_of_functions",
       [](int64_t rows, int64_t columns, at::ScalarType dtype, at::Device device, py::object matmat,

@@ -1,6 +1,7 @@
 // Operator schemas torch.ops.fastlr.*; fake implementations and autograd are in python/fastlr/_ops.py.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -33,7 +34,7 @@ at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, 
 // The factors of every matrix of a batch, stacked: matrices are shared out among the threads, one to each.
 template <typename Svd>
 Factors over_batch(const at::Tensor& A, const Svd& svd) {
-  if (A.layout() != at::kStrided || A.dim() == 2) return svd(A);
+  if (A.dim() == 2) return svd(A);
   TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
   const auto batch = A.sizes().slice(0, A.dim() - 2);
   const auto matrices = A.reshape({-1, A.size(-2), A.size(-1)});
@@ -63,8 +64,18 @@ Factors over_batch(const at::Tensor& A, const Svd& svd) {
           stacked([](const Factors& f) { return std::get<3>(f); })};
 }
 
+// Some callers of compiled graphs exclude torch's handling of lazily conjugated views, which the algorithms rely on.
+class WithConjugateViews {
+  static c10::DispatchKeySet views() {
+    return c10::DispatchKeySet({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
+  }
+  c10::impl::LocalDispatchKeySet tls_ = c10::impl::tls_local_dispatch_key_set();
+  c10::impl::ForceDispatchKeyGuard guard_{tls_.included_, tls_.excluded_ - views()};
+};
+
 Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
                        c10::string_view method, bool center, int64_t seed) {
+  const WithConjugateViews guard;
   const std::string_view name(method.data(), method.size());
   return over_batch(A, [&](const at::Tensor& matrix) {
     return fastlr::bindings::svd(fastlr::as_operator(matrix), rank, oversample, power_iters, name, center, seed);
@@ -73,6 +84,7 @@ Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, st
 
 Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
                      std::optional<int64_t> power_iters, bool center, int64_t seed) {
+  const WithConjugateViews guard;
   return fastlr::bindings::svd_to_tolerance(fastlr::as_operator(A), tol, most_rank, oversample, power_iters, center,
                                             seed);
 }
@@ -83,13 +95,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A
           at::tensor({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)}, at::kDouble)};
 }
 
-void register_dense_kernels(torch::Library& library) {
+void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
   library.impl("interpolative", TORCH_FN(interpolative));
-}
-
-void register_operator_kernels(torch::Library& library) {
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
 }
@@ -109,18 +118,8 @@ TORCH_LIBRARY(fastlr, library) {
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
 }
 
-TORCH_LIBRARY_IMPL(fastlr, CPU, library) {
-  register_dense_kernels(library);
-  register_operator_kernels(library);
-}
-TORCH_LIBRARY_IMPL(fastlr, CUDA, library) {
-  register_dense_kernels(library);
-  register_operator_kernels(library);
-}
-TORCH_LIBRARY_IMPL(fastlr, SparseCPU, library) { register_operator_kernels(library); }
-TORCH_LIBRARY_IMPL(fastlr, SparseCUDA, library) { register_operator_kernels(library); }
-TORCH_LIBRARY_IMPL(fastlr, SparseCsrCPU, library) { register_operator_kernels(library); }
-TORCH_LIBRARY_IMPL(fastlr, SparseCsrCUDA, library) { register_operator_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, CUDA, library) { register_kernels(library); }
 // No tensor argument says where random_matrix runs: its device argument does.
 TORCH_LIBRARY_IMPL(fastlr, CompositeExplicitAutograd, library) {
   library.impl("random_matrix", TORCH_FN(random_matrix));

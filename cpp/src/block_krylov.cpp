@@ -58,7 +58,7 @@ struct Ritz {
 
 Ritz ritz(const Bidiagonalization& space) {
   auto [left, S, right] = at::linalg_svd(space.T, /*full_matrices=*/false);
-  return {left, S, right.mH()};
+  return {left, S, materialized_adjoint(right)};
 }
 
 // ‖A v_i - s_i u_i‖ for the leading triplets; ‖Aᴴ u_i - s_i v_i‖ is rounding.
@@ -108,7 +108,7 @@ RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t w
   const Triplets factors{
       orthonormalize(at::mm(space.U, values.left.narrow(1, 0, options.rank))),
       without_noise(values.S, u).narrow(0, 0, options.rank),
-      orthonormalize(at::mm(space.V, values.right.narrow(1, 0, options.rank))).mH(),
+      materialized_adjoint(orthonormalize(at::mm(space.V, values.right.narrow(1, 0, options.rank)))),
   };
   const auto probed = residual_probe(sketch.probe, factors, options.seed, block);
   auto result = unscaled(factors, estimate_error(probed), sketch.exponent, SvdMethod::krylov);

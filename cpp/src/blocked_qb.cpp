@@ -43,18 +43,17 @@ void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters,
 // a probe with Gaussian vectors that nothing before depends on. The failures of all probes add up to kFailure.
 class ResidualBound {
  public:
-  ResidualBound(Operator A, double tol, int64_t seed) : A_(std::move(A)), seed_(seed) {
-    const double u =
-        std::ldexp(1.0, c10::toRealValueType(A_->options().dtype().toScalarType()) == at::kDouble ? -53 : -24);
+  ResidualBound(Operator A, double tol, int64_t seed)
+      : A_(std::move(A)), seed_(seed), u_(unit_roundoff(at::empty({0}, A_->options()))) {
     norm_ = A_->frobenius_norm();
-    if (norm_ && tol < 16 * std::sqrt(u)) projected_ = false;
-    if (!norm_) projected_ = false;
+    projected_ = norm_ && tol >= 32 * std::sqrt(u_);
   }
 
   ErrorEstimate operator()(const QB& qb) {
     if (projected_) {
       const double ratio = *norm_ > 0 ? std::min(qb.captured / *norm_, 1.0) : 1.0;
-      const double left = *norm_ * std::sqrt((1 - ratio) * (1 + ratio));
+      // The squares are known to some u of ‖A‖_F^2.
+      const double left = *norm_ * std::sqrt((1 - ratio) * (1 + ratio) + 8 * u_);
       return {left, left, left, 0.0};
     }
     ++probes_;
@@ -73,8 +72,9 @@ class ResidualBound {
  private:
   Operator A_;
   int64_t seed_, probes_ = 0;
+  double u_;
   std::optional<double> norm_;
-  bool projected_ = true;
+  bool projected_;
 };
 
 // The smallest number of leading values whose tail, with `beyond` that they do not include, is within `allowed`.
@@ -90,7 +90,7 @@ int64_t smallest_rank(const at::Tensor& values, double beyond, double allowed) {
 RandomizedSvd truncated_dense_svd(const Operator& A, double tol, int64_t most_rank) {
   auto result = dense_svd(A, A->columns());
   const double norm = frobenius_norm(result.S), rounding = result.error.upper;
-  const int64_t needed = smallest_rank(result.S, rounding, tol * norm);
+  const int64_t needed = smallest_rank(result.S, 0.0, tol * norm - rounding);
   const int64_t rank = std::min(needed, most_rank);
   const auto tail = result.S.narrow(0, rank, result.S.size(0) - rank);
   const double error = frobenius_norm(tail) + rounding;
@@ -131,14 +131,14 @@ RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& option
     if (beyond.upper > allowed && !full) continue;
     factors = triplets_of_rows(qb.Q, qb.rows, qb.width());
     rounding = svd_rounding(factors.S, unit_roundoff(qb.Q));
-    rank = std::min(smallest_rank(factors.S, beyond.upper + rounding, allowed), most_rank);
+    rank = std::min(smallest_rank(factors.S, beyond.upper, allowed - rounding), most_rank);
     // The last triplets of a projection are its worst: columns beyond the rank make it the smallest one.
     if (full || spare || qb.width() - rank >= options.oversample) break;
     spare = true;
   }
   const auto tail = factors.S.narrow(0, rank, factors.S.size(0) - rank);
   ErrorEstimate error{
-      std::hypot(beyond.estimate, frobenius_norm(tail)), std::hypot(beyond.upper + rounding, frobenius_norm(tail)),
+      std::hypot(beyond.estimate, frobenius_norm(tail)), std::hypot(beyond.upper, frobenius_norm(tail)) + rounding,
       std::hypot(beyond.spectral, tail.numel() > 0 ? tail[0].item<double>() : 0.0) + rounding, beyond.failure};
   const bool converged = error.upper <= options.tol * bound.norm(qb);
   auto result = unscaled({factors.U.narrow(1, 0, rank), factors.S.narrow(0, 0, rank), factors.Vh.narrow(0, 0, rank)},

@@ -78,6 +78,8 @@ double frobenius_norm(const at::Tensor& A) {
   return std::ldexp(at::linalg_vector_norm(unit).item<double>(), -exponent);
 }
 
+at::Tensor materialized_adjoint(const at::Tensor& A) { return A.is_complex() ? at::conj_physical(A.mT()) : A.mT(); }
+
 at::Tensor squared_magnitude(const at::Tensor& A) {
   return A.is_complex() ? at::view_as_real(A.resolve_conj()).square().sum(-1) : A.square();
 }

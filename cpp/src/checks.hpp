@@ -36,6 +36,9 @@ at::Tensor scaled(const at::Tensor& A, int exponent);
 // ‖A‖_F in double precision, without overflow or underflow of the squares.
 double frobenius_norm(const at::Tensor& A);
 
+// Aᴴ in memory of its own: lazily conjugated views do not survive every dispatch context of torch.
+at::Tensor materialized_adjoint(const at::Tensor& A);
+
 // |a|^2 of every entry, real.
 at::Tensor squared_magnitude(const at::Tensor& A);
 

@@ -85,7 +85,7 @@ void LinearOperator::check_finite(const char*) const {}
 
 at::Tensor LinearOperator::to_dense() const {
   if (columns_ <= rows_) return matmat(at::eye(columns_, options_));
-  return rmatmat(at::eye(rows_, options_)).mH();
+  return materialized_adjoint(rmatmat(at::eye(rows_, options_)));
 }
 
 std::pair<at::Tensor, at::Tensor> LinearOperator::do_normal_matmat(const at::Tensor& X) const {
@@ -148,6 +148,7 @@ at::Tensor with_index_type(const at::Tensor& csr) {
                                        std::nullopt);
 }
 
+// Views of the values of a sparse tensor are made below autograd, which has none of their kind.
 class SparseOperator final : public LinearOperator {
  public:
   explicit SparseOperator(const at::Tensor& csr)
@@ -157,6 +158,7 @@ class SparseOperator final : public LinearOperator {
 
   void check_finite(const char* caller) const override {
     count_passes(1);
+    const at::AutoDispatchBelowADInplaceOrView guard;
     const auto bad = at::isfinite(A_.values()).logical_not_().nonzero();
     if (bad.size(0) == 0) return;
     const int64_t first = bad[0][0].item<int64_t>();
@@ -166,13 +168,17 @@ class SparseOperator final : public LinearOperator {
   }
   std::optional<double> largest_magnitude() const override {
     count_passes(1);
+    const at::AutoDispatchBelowADInplaceOrView guard;
     return fastlr::largest_magnitude(A_.values());
   }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return at::mm(A_, X.contiguous()); }
   at::Tensor do_rmatmat(const at::Tensor& Y) const override { return at::mm(adjoint_, Y.contiguous()); }
-  std::optional<double> do_frobenius_norm() const override { return fastlr::frobenius_norm(A_.values()); }
+  std::optional<double> do_frobenius_norm() const override {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return fastlr::frobenius_norm(A_.values());
+  }
 
  private:
   at::Tensor A_, adjoint_;
@@ -186,7 +192,7 @@ class AdjointOperator final : public LinearOperator {
 
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
-  at::Tensor to_dense() const override { return A_->to_dense().mH(); }
+  at::Tensor to_dense() const override { return materialized_adjoint(A_->to_dense()); }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return A_->rmatmat(X); }
@@ -360,6 +366,7 @@ class RowBlocksOperator final : public LinearOperator {
 Operator as_operator(const at::Tensor& A) {
   TORCH_CHECK_VALUE(A.dim() == 2, "A must have 2 dimensions, got shape ", A.sizes());
   if (A.layout() == at::kStrided) return std::make_shared<DenseOperator>(A);
+  const at::AutoDispatchBelowADInplaceOrView guard;
   return std::make_shared<SparseOperator>(A.layout() == at::kSparseCsr ? A : A.to_sparse_csr());
 }
 

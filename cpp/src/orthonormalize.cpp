@@ -24,7 +24,6 @@ void right_divide_(at::Tensor& Y, const at::Tensor& R) {
 // Y R^-1, of the type of Y.
 at::Tensor right_divide(const at::Tensor& Y, const at::Tensor& R) {
   const auto divisor = R.to(Y.scalar_type());
-  if (Y.size(0) <= kBlockRows) return at::linalg_solve_triangular(divisor, Y, /*upper=*/true, /*left=*/false);
   auto quotient = at::empty(Y.sizes(), Y.options());
   for (int64_t row = 0; row < Y.size(0); row += kBlockRows) {
     const int64_t height = std::min(kBlockRows, Y.size(0) - row);
@@ -116,11 +115,10 @@ at::Tensor orthonormalize(const at::Tensor& Y) {
     if (const auto Q = cholesky_qr(safe)) return *Q;
   // Householder QR completes any rank to an orthonormal basis; one Cholesky pass removes the rounding that it
   // gathers over long columns.
-  auto Q = std::get<0>(at::linalg_qr(safe));
+  const auto Q = std::get<0>(at::linalg_qr(safe));
   const auto R = cholesky_factor(accurate_gram(Q));
   TORCH_CHECK_LINALG(R, "orthonormalize: LAPACK's QR factorization is not orthonormal; please report the matrix");
-  right_divide_(Q, *R);
-  return Q;
+  return right_divide(Q, *R);
 }
 
 at::Tensor stabilize(const at::Tensor& Y) {

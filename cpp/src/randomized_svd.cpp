@@ -133,15 +133,15 @@ void fix_signs(at::Tensor& U, at::Tensor& Vh) {
   if (U.numel() == 0) return;
   const auto largest = U.gather(0, U.abs().argmax(0, /*keepdim=*/true));
   const auto phase = U.is_complex() ? at::sgn(largest) : at::where(largest < 0, -1.0, 1.0).to(U.scalar_type());
-  U.mul_(phase.conj());
+  U.mul_(at::conj_physical(phase));
   Vh.mul_(phase.mT());
 }
 
 // Runs a method for tall matrices on A or on its adjoint: the short side is sketched, which takes fewer draws and
 // gives A and its adjoint the same factors.
 RandomizedSvd finished(RandomizedSvd result) {
-  result.U = result.U.contiguous().resolve_conj();
-  result.Vh = result.Vh.contiguous().resolve_conj();
+  result.U = result.U.contiguous();
+  result.Vh = result.Vh.contiguous();
   fix_signs(result.U, result.Vh);
   return result;
 }
@@ -151,7 +151,8 @@ RandomizedSvd on_the_tall_side(const Operator& A, const Method& method) {
   const bool wide = A->rows() < A->columns();
   const auto before = A->passes();
   auto result = method(wide ? adjoint(A) : A);
-  if (wide) std::tie(result.U, result.Vh) = std::make_tuple(result.Vh.mH(), result.U.mH());
+  if (wide)
+    std::tie(result.U, result.Vh) = std::make_tuple(materialized_adjoint(result.Vh), materialized_adjoint(result.U));
   result.passes = A->passes() - before;
   return finished(std::move(result));
 }

@@ -62,7 +62,7 @@ at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y) 
 Triplets triplets_of_core(const at::Tensor& Q, const at::Tensor& core, const at::Tensor& P, int64_t rank) {
   const auto [left, values, right] = at::linalg_svd(core, /*full_matrices=*/false);
   return {at::mm(Q, polished(left.narrow(1, 0, rank))), without_noise(values, unit_roundoff(core)).narrow(0, 0, rank),
-          at::mm(polished(right.narrow(0, 0, rank).mH()).mH(), P.mH())};
+          at::mm(materialized_adjoint(polished(materialized_adjoint(right.narrow(0, 0, rank)))), P.mH())};
 }
 
 Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t rank) {
@@ -85,7 +85,7 @@ RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
   const double error = frobenius_norm(tail) + rounding;
   return {polished(U.narrow(1, 0, rank)),
           without_noise(S, u).narrow(0, 0, rank).contiguous(),
-          polished(Vh.narrow(0, 0, rank).mH()).mH(),
+          materialized_adjoint(polished(materialized_adjoint(Vh.narrow(0, 0, rank)))),
           {error, error, spectral + rounding, 0.0},
           0,
           0,

@@ -57,7 +57,7 @@ void check_strided_fill() {
 
 void check_algorithms() {
   const auto A = at::mm(at::rand({60, 4}, at::kDouble), at::rand({4, 50}, at::kDouble));
-  const auto svd = fastlr::randomized_svd(A, 4, 10, std::nullopt, 0);
+  const auto svd = fastlr::randomized_svd(fastlr::as_operator(A), {.rank = 4});
   const auto product = at::mm(svd.U * svd.S, svd.Vh);
   const double scale = A.norm().item<double>();
   // Rank 4 exactly: only rounding is left, 40 sqrt(k) u of the norm.
@@ -75,7 +75,7 @@ void check_algorithms() {
 void check_errors() {
   bool raised = false;
   try {
-    fastlr::randomized_svd(at::ones({3, 3}), 4, 0, std::nullopt, 0);
+    fastlr::randomized_svd(fastlr::as_operator(at::ones({3, 3})), {.rank = 4});
   } catch (const c10::ValueError& error) {
     raised =
         std::string(error.what_without_backtrace()).find("between 1 and min(m, n) = 3, got 4") != std::string::npos;

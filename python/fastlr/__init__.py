@@ -15,15 +15,18 @@ from fastlr._transformers import register_on_import as _register_on_import
 if TYPE_CHECKING:
     from fastlr import linalg as linalg
     from fastlr import nn as nn
+    from fastlr.linalg import ConvergenceWarning as ConvergenceWarning
 
 __version__ = _version("fastlr")
 
-__all__ = ["__version__", "build_info", "cmake_prefix_path", "linalg", "nn"]
+__all__ = ["ConvergenceWarning", "__version__", "build_info", "cmake_prefix_path", "linalg", "nn"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("linalg", "nn"):
         return _import_module(f"fastlr.{name}")
+    if name == "ConvergenceWarning":
+        return _import_module("fastlr.linalg").ConvergenceWarning
     raise AttributeError(f"module 'fastlr' has no attribute {name!r}")
 
 

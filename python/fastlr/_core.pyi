@@ -1,3 +1,35 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+class Operator: ...
 
 def philox4x32_10(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
+def operator_of_matrix(A: Tensor) -> Operator: ...
+def operator_of_functions(
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    matmat: Callable[[Tensor], Tensor],
+    rmatmat: Callable[[Tensor], Tensor],
+) -> Operator: ...
+def randomized_svd(
+    A: Operator,
+    rank: int,
+    oversample: int,
+    power_iters: int | None,
+    method: str,
+    center: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def adaptive_svd(
+    A: Operator,
+    tol: float,
+    most_rank: int | None,
+    oversample: int,
+    power_iters: int | None,
+    center: bool,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...

@@ -1,16 +1,25 @@
-"""Randomized decompositions of dense matrices: NumPy or torch in, the same kind out."""
+"""Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.random import random_matrix
-from fastlr.linalg.results import InterpolativeInfo, InterpolativeResult, SVDInfo, SVDResult
+from fastlr.linalg.results import (
+    ConvergenceWarning,
+    InterpolativeInfo,
+    InterpolativeResult,
+    SVDInfo,
+    SVDResult,
+)
 from fastlr.linalg.sketching import sketch
 from fastlr.linalg.svd import randomized_svd
 
 __all__ = [
+    "ConvergenceWarning",
     "InterpolativeInfo",
     "InterpolativeResult",
+    "LinearOperator",
     "SVDInfo",
     "SVDResult",
     "interpolative",

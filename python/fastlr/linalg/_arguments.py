@@ -18,6 +18,16 @@ def as_integer(value: Any, caller: str, name: str) -> int:
         raise TypeError(f"{caller}: {name} must be an integer, got {value!r}") from None
 
 
+def as_real(value: Any, caller: str, name: str) -> float:
+    """Return `value` as a float; what is not a real number is a TypeError."""
+    if isinstance(value, bool | str):
+        raise TypeError(f"{caller}: {name} must be a real number, got {value!r}")
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"{caller}: {name} must be a real number, got {value!r}") from None
+
+
 def as_seed(seed: Seed, caller: str) -> int:
     """Return the 64-bit key of the random draws, as the signed number that operators take.
 

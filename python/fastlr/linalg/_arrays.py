@@ -79,7 +79,9 @@ def computed_dtype(
 
 def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
     array = np.asarray(A)
-    if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
+    if array.dtype.kind not in "biufc" or array.dtype.itemsize > (
+        16 if array.dtype.kind == "c" else 8
+    ):
         raise TypeError(
             f"{caller}: {name} must be a NumPy array or torch tensor of numbers, "
             f"got {type(A).__name__} of dtype {array.dtype}"

@@ -12,6 +12,20 @@ PROBE_FACTOR = 1.9771
 PROBE_FAILURE_PROBABILITY = 0.01
 
 
+class ConvergenceWarning(UserWarning):
+    """A tolerance was not met: ``info.converged`` is False, and ``info.error`` says how far it is.
+
+    Examples
+    --------
+    >>> import warnings, torch, fastlr.linalg as la
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", la.ConvergenceWarning)
+    ...     S = la.randomized_svd(torch.eye(50), tol=0.5, seed=0).S
+    >>> len(S)
+    38
+    """
+
+
 @dataclass(frozen=True)
 class ErrorInfo:
     """How a result was obtained and how far it may be from A, in the Frobenius norm.
@@ -44,10 +58,17 @@ class SVDInfo(ErrorInfo):
 
     Attributes
     ----------
+    spectral_error : float
+        Upper estimate of the spectral norm ‖A − U·diag(S)·Vh‖₂; it holds with the same probability.
     power_iters : int
-        Subspace iterations carried out.
+        Subspace iterations carried out (a block's, in tolerance mode), or blocks of the Krylov
+        space beyond the first.
     converged : bool
-        False where ``power_iters="auto"`` met its limit before the singular values had settled.
+        False where a limit was met before `tol`, before the Krylov space's residuals had their
+        size, or before ``power_iters="auto"`` saw the singular values settle.
+
+    Of a batch, `error`, `error_estimate` and `spectral_error` are arrays of the batch's shape;
+    `passes` and `power_iters` are the largest, and `converged` holds for all matrices.
 
     Examples
     --------
@@ -57,6 +78,7 @@ class SVDInfo(ErrorInfo):
     ('subspace iteration', 4, 1, 0.01)
     """
 
+    spectral_error: float
     power_iters: int
     converged: bool
 
@@ -94,11 +116,11 @@ class SVDResult(_SVDFields):
 
     Attributes
     ----------
-    U : array, shape (m, rank)
-        Orthonormal columns; the largest entry of each is positive.
-    S : array, shape (rank,)
-        Singular values, descending.
-    Vh : array, shape (rank, n)
+    U : array, shape (…, m, rank)
+        Orthonormal columns; the largest entry of each is real and positive.
+    S : array, shape (…, rank)
+        Singular values, descending, real.
+    Vh : array, shape (…, rank, n)
         Orthonormal rows.
     info : SVDInfo
         Not part of the tuple.

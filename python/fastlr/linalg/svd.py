@@ -1,68 +1,118 @@
 """Truncated singular value decompositions."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_integer, as_seed
-from fastlr.linalg._arrays import adapt
-from fastlr.linalg.results import SVDInfo, SVDResult, error_fields
+from fastlr import _core
+from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._sources import Matrix, open_matrix
+from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
+
+Method = Literal["auto", "subspace", "krylov", "single_pass", "nystrom"]
+
+# In the order of the core's enumeration.
+_METHODS = (
+    "dense SVD",
+    "subspace iteration",
+    "block Krylov",
+    "single pass",
+    "generalized Nyström",
+    "blocked QB",
+)
 
 
 def randomized_svd(
     A: Any,
-    rank: int,
+    rank: int | None = None,
     *,
+    tol: float | None = None,
     oversample: int = 10,
     power_iters: int | Literal["auto"] = "auto",
+    method: Method = "auto",
+    center: bool = False,
     seed: Seed = None,
+    out: Literal["torch", "numpy"] | None = None,
 ) -> SVDResult:
-    """Compute the leading singular triplets of a matrix by randomized subspace iteration.
+    """Compute the leading singular triplets of a matrix from random sketches of it.
 
     Parameters
     ----------
-    A : array or Tensor, shape (m, n)
+    A : array, Tensor, sparse matrix or operator, shape (…, m, n)
+        A NumPy array or torch tensor, real or complex, whose leading dimensions are a batch; a
+        SciPy or torch sparse matrix (COO, CSR, CSC); a `LinearOperator` of fastlr or SciPy.
         float16 and bfloat16 are computed in float32. Never written to.
-    rank : int
-        Number of triplets returned, between 1 and min(m, n).
+    rank : int, optional
+        Number of triplets, between 1 and min(m, n). With `tol`, the most that are returned.
+    tol : float, optional
+        Return the smallest rank, within the oversampling, with ‖A − U·diag(S)·Vh‖_F ≤ tol·‖A‖_F,
+        for 0 < tol < 1. A zero matrix has rank 0.
     oversample : int
         Columns of the random sketch beyond `rank`.
     power_iters : int or "auto"
         Subspace iterations. "auto" iterates until none of the leading `rank` singular values grows
         by more than 2 %, at least once and at most 8 times (``info.converged`` says whether that
-        was enough); 0 is fast and poor unless the spectrum decays quickly.
+        was enough); 0 is fast and poor unless the spectrum decays quickly. With `tol`, "auto" is 2
+        for every block. For ``method="krylov"``, the blocks beyond the first; "auto" goes on until
+        all residuals ‖A·v − s·u‖ are below 1e-10·S[0] (or 40·√(rank + oversample)·u·S[0]).
+    method : {"auto", "subspace", "krylov", "single_pass", "nystrom"}
+        "subspace": subspace iteration, or a blocked QB factorization with `tol`. "krylov": a block
+        Krylov space with thick restarts, for high relative accuracy. "single_pass" (three sketches)
+        and "nystrom" (generalized Nyström): one product with A and one with Aᴴ that do not depend
+        on each other, no power iterations. "auto": "subspace".
+    center : bool
+        Decompose A minus the mean of its rows, without forming it. Where the mean dwarfs the
+        spread, rounding is relative to the mean.
     seed : int, torch.Generator or None
         The same seed gives the same factors; None draws one from torch's default generator.
+    out : {"torch", "numpy"}, optional
+        Kind of the factors; that of A if None.
 
     Returns
     -------
     SVDResult
-        ``U`` (m × rank), ``S`` (rank), ``Vh`` (rank × n), of the kind, dtype and device of A, and
-        ``info``. U and Vh are orthonormal to 10·√rank·u whatever the rank of A; singular values
-        below 4·√(rank + oversample)·u·S[0] are rounding noise and returned as exact zeros; the
-        largest entry of each column of U is positive. Where A has a zero dimension, the factors are
-        empty.
+        ``U`` (…, m, rank), ``S`` (…, rank), ``Vh`` (…, rank, n), of the kind, dtype and device of A
+        (S is real), and ``info``. U and Vh are orthonormal to 10·√rank·u whatever the rank of A;
+        singular values below 4·√(rank + oversample)·u·S[0] are rounding noise and returned as exact
+        zeros; the largest entry of each column of U is real and positive. Where A has a zero
+        dimension, the factors are empty.
 
     Raises
     ------
     ValueError
-        Not a matrix, a rank out of range, a negative `oversample` or `power_iters`, an entry that
-        is not finite (its index is named).
+        Neither `rank` nor `tol`, one of them out of range, a negative `oversample` or
+        `power_iters`, an unknown `method`, an entry that is not finite (its index is named where
+        entries can be seen).
     TypeError
-        A sparse or complex matrix, a number that is not an integer.
+        An input of none of the kinds above, a number that is not an integer.
+
+    Warns
+    -----
+    ConvergenceWarning
+        `tol` was not met within `rank`, or the Krylov space did not converge.
 
     Notes
     -----
-    2 + 2·power_iters passes over A, each 2·m·n·(rank + oversample) flops, and
-    O((m + n)·(rank + oversample)²) besides. Where rank + oversample reaches min(m, n), one dense
-    SVD is computed instead. Matrices whose entries are so large or small that squares would leave
-    the floating-point range are rescaled by a power of two (a copy of A, three more passes).
+    With l = rank + oversample: 2 + 2·power_iters passes over A, each 2·m·n·l flops (four times that
+    for complex ones), and O((m + n)·l²) besides. With `tol`: as many passes for every block, of a
+    width that grows by half, one for ‖A‖_F and one that checks A. Where l reaches min(m, n) (in
+    tolerance mode, two thirds of it), one dense SVD is computed instead. The short side of A is
+    sketched, so that A and Aᴴ get the same factors. Matrices whose squares would leave the
+    floating-point range are multiplied by a power of two on the way.
 
-    ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F from ten random probes that share
-    the first pass over A; it fails with the stated probability.
+    ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F, from ten random probes that share
+    the first pass over A; it fails with the stated probability. With `tol` it comes from the
+    projected norm, without a chance of failure, unless that would cancel (tol below 32·√u) or A is
+    an operator: then every decision takes a fresh probe.
 
-    Source: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011).
-    Not differentiable.
+    Matrices of a batch share their draws, and are computed one to a thread.
+
+    Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011);
+    Yu, Gu, Li, SIMAX 39 (2018), for `tol`; Musco, Musco, NeurIPS 2015, and Baglama, Reichel, BIT 46
+    (2006), for "krylov"; Tropp, Yurtsever, Udell, Cevher, SISC 41 (2019), for "single_pass";
+    Nakatsukasa, arXiv:2009.11392, for "nystrom". Not differentiable.
 
     Examples
     --------
@@ -73,26 +123,103 @@ def randomized_svd(
     tensor([9.4868, 0.0000])
     >>> la.randomized_svd(A, 1, seed=0).info.error < 1e-4
     True
+    >>> la.randomized_svd(torch.diag(2.0 ** -torch.arange(90)), tol=0.01, seed=0).S.shape
+    torch.Size([7])
     """
-    adapted = adapt(A, "randomized_svd")
-    rank = as_integer(rank, "randomized_svd", "rank")
-    iterations = (
-        None
-        if isinstance(power_iters, str) and power_iters == "auto"
-        else as_integer(power_iters, "randomized_svd", 'power_iters (or "auto")')
+    caller = "randomized_svd"
+    matrix = open_matrix(A, caller)
+    iterations = _as_power_iters(power_iters, caller)
+    _check_request(matrix, rank, tol, method, iterations, caller)
+    oversample = as_integer(oversample, caller, "oversample")
+    if out not in (None, "torch", "numpy"):
+        raise ValueError(f'{caller}: out must be "torch", "numpy" or None, got {out!r}')
+    common = (oversample, iterations)
+    most_rank = None if rank is None else as_integer(rank, caller, "rank")
+    if tol is not None:
+        factors = _call(
+            "adaptive_svd", matrix, tol, most_rank, *common, center, as_seed(seed, caller)
+        )
+    else:
+        chosen = "subspace" if method == "auto" else method
+        factors = _call(
+            "randomized_svd", matrix, most_rank, *common, chosen, center, as_seed(seed, caller)
+        )
+    U, S, Vh, numbers = factors
+    info = _info(numbers.detach())
+    _warn_unless_converged(info, tol, caller)
+    return SVDResult(matrix.restore(U, out), matrix.restore(S, out), matrix.restore(Vh, out), info)
+
+
+def _call(name: str, matrix: Matrix, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run an algorithm of the core: torch's operator for dense tensors, a function elsewhere."""
+    functions = torch.ops.fastlr if isinstance(matrix.data, Tensor) else _core
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = getattr(functions, name)(
+        matrix.data, *arguments
     )
-    U, S, Vh, numbers = torch.ops.fastlr.randomized_svd(
-        adapted.tensor,
-        rank,
-        as_integer(oversample, "randomized_svd", "oversample"),
-        iterations,
-        as_seed(seed, "randomized_svd"),
+    return result
+
+
+def _as_power_iters(power_iters: Any, caller: str) -> int | None:
+    if isinstance(power_iters, str) and power_iters == "auto":
+        return None
+    return as_integer(power_iters, caller, 'power_iters (or "auto")')
+
+
+def _check_request(
+    matrix: Matrix,
+    rank: int | None,
+    tol: float | None,
+    method: str,
+    iterations: int | None,
+    caller: str,
+) -> None:
+    if rank is None and tol is None:
+        raise ValueError(f"{caller}: give rank, tol, or both")
+    one_read = method in ("single_pass", "nystrom")
+    if one_read and iterations:
+        raise ValueError(
+            f'{caller}: method="{method}" has no power iterations, got power_iters={iterations}'
+        )
+    if tol is None:
+        return
+    as_real(tol, caller, "tol")
+    if method not in ("auto", "subspace"):
+        raise ValueError(f'{caller}: tol goes with method "auto" or "subspace", got "{method}"')
+    if isinstance(matrix.data, Tensor) and matrix.data.dim() > 2:
+        raise ValueError(
+            f"{caller}: tol takes one matrix, since ranks differ within a batch; got shape "
+            f"{tuple(matrix.data.shape)}"
+        )
+
+
+def _info(numbers: Tensor) -> SVDInfo:
+    if not numbers.numel():
+        nothing: Any = numbers.sum(-1)
+        return SVDInfo("none", 0, nothing, nothing, 0.0, nothing, 0, True)
+    passes, estimate, upper, spectral, failure, power_iters, converged, method = numbers.unbind(-1)
+    batched = numbers.dim() > 1
+
+    def value(each: Tensor) -> Any:
+        return each if batched else each.item()
+
+    return SVDInfo(
+        method=_METHODS[int(method.flatten()[0])],
+        passes=int(passes.max()),
+        error=value(upper),
+        error_estimate=value(estimate),
+        failure_probability=float(failure.max()),
+        spectral_error=value(spectral),
+        power_iters=int(power_iters.max()),
+        converged=bool(converged.all()),
     )
-    passes, estimate, probes, iterated, converged = numbers.tolist()
-    info = SVDInfo(
-        method="subspace iteration" if probes else "dense SVD",
-        **error_fields(passes, estimate, probes),
-        power_iters=int(iterated),
-        converged=bool(converged),
+
+
+def _warn_unless_converged(info: SVDInfo, tol: float | None, caller: str) -> None:
+    if info.converged or (tol is None and info.method != "block Krylov"):
+        return
+    wanted = "the residuals of the Krylov space" if tol is None else f"tol={tol:g}"
+    warnings.warn(
+        f"{caller}: {wanted} not met; the error is {info.error:.3g} at most (see info)",
+        ConvergenceWarning,
+        stacklevel=3,
     )
-    return SVDResult(adapted.restore(U), adapted.restore(S), adapted.restore(Vh), info)

@@ -1,0 +1,73 @@
+"""From what a user calls a matrix to what the core multiplies by."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlr import _core
+from fastlr.linalg._arrays import adapt, as_tensor, computed_dtype, restored
+from fastlr.linalg.operators import LinearOperator
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A dense tensor, perhaps a batch, or an operator of the core, and the way back."""
+
+    data: Any
+    numpy: bool
+    dtype: torch.dtype
+
+    def restore(self, result: Tensor, out: str | None = None) -> Any:
+        """Give a result the dtype and the kind of the input, or the kind `out`."""
+        return restored(result, self.dtype, numpy=self.numpy if out is None else out == "numpy")
+
+
+def open_matrix(A: Any, caller: str) -> Matrix:
+    """Adapt any kind of matrix."""
+    if isinstance(A, LinearOperator):
+        return Matrix(_operator(A), False, A.dtype)
+    if isinstance(A, Tensor) and A.layout != torch.strided:
+        return _sparse(A, False, caller)
+    # A matrix of SciPy can only come from a SciPy that is imported.
+    if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
+        return _sparse(_from_scipy(A, caller), True, caller)
+    if "scipy.sparse.linalg" in sys.modules and isinstance(
+        A, sys.modules["scipy.sparse.linalg"].LinearOperator
+    ):
+        wrapped = LinearOperator.from_scipy(A)
+        return Matrix(_operator(wrapped), True, wrapped.dtype)
+    adapted = adapt(A, caller, batched=True, complex_=True)
+    return Matrix(adapted.tensor, adapted.numpy, adapted.dtype)
+
+
+def _operator(A: LinearOperator) -> _core.Operator:
+    return _core.operator_of_functions(*A.shape, A.dtype, A.device, A.matmat, A.rmatmat)
+
+
+def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
+    if A.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        raise TypeError(f"{caller}: a sparse A must be of layout COO, CSR or CSC, got {A.layout}")
+    if A.dim() != 2:
+        raise ValueError(f"{caller}: a sparse A must have 2 dimensions, got shape {tuple(A.shape)}")
+    dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, "A")
+    return Matrix(_core.operator_of_matrix(A.detach().to(computed)), numpy, dtype)
+
+
+def _from_scipy(A: Any, caller: str) -> Tensor:
+    """A CSR tensor that shares the memory of a CSR matrix; malformed indices are an error."""
+    if A.ndim != 2:
+        raise ValueError(f"{caller}: a sparse A must have 2 dimensions, got shape {A.shape}")
+    rows = A.tocsr()
+    values = as_tensor(rows.data)
+    if not (values.is_floating_point() or values.is_complex()):
+        values = values.to(torch.float64)
+    return torch.sparse_csr_tensor(
+        as_tensor(rows.indptr),
+        as_tensor(rows.indices),
+        values,
+        size=rows.shape,
+        check_invariants=True,
+    )
