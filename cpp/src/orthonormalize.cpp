@@ -47,7 +47,8 @@ double breakdown_shift(const at::Tensor& Y) {
 at::ScalarType wide_type(const at::Tensor& Y) { return Y.is_complex() ? at::kComplexDouble : at::kDouble; }
 
 // YᴴY in double precision, free of the bias that long sums of equal signs gather in a product (a column of m ones
-// is off by up to m u / 4): block by block, and the diagonal, whose terms are all positive, in sums of its own.
+// is off by up to m u / 4): float32 is accumulated in float64; for float64 the diagonal, whose terms are all
+// positive, is summed pairwise.
 at::Tensor accurate_gram(const at::Tensor& Y) {
   if (c10::toRealValueType(Y.scalar_type()) == at::kDouble) {
     const auto G = at::mm(Y.mH(), Y);
@@ -64,6 +65,16 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
 
 // Below this distance ‖YᴴY − I‖ one Cholesky QR pass gives orthonormality to rounding.
 constexpr double kNearOrthonormal = 0.5;
+
+// Q (3 I - G) / 2 for G = QᴴQ near I, the first step of Newton and Schulz for Q G^-1/2: orthonormal to
+// (3 / 8) ‖G - I‖^2, by a product instead of a factorization.
+void newton_schulz_(at::Tensor& Q, const at::Tensor& G) {
+  const auto correction = ((at::eye(G.size(0), G.options()) - G) / 2).to(Q.scalar_type());
+  for (auto& block : Q.split(kBlockRows)) block += at::mm(block, correction);
+}
+
+// Whether what newton_schulz_ leaves is below rounding.
+bool newton_schulz_suffices(double distance, double u) { return distance * distance < u; }
 
 // Upper triangular R with RᴴR = G + shift * diag(G), by Cholesky of G scaled to a unit diagonal (columns of
 // very different size then cost no accuracy). Undefined where the factorization breaks down: G is not
@@ -85,6 +96,11 @@ std::optional<at::Tensor> cholesky_qr(const at::Tensor& Y) {
   for (int pass = 0; pass < most_passes; ++pass) {
     // Every pass but the first may be the last.
     const auto G = pass == 0 ? at::mm(Y.mH(), Y) : accurate_gram(Q);
+    const double distance = pass == 0 ? 1.0 : distance_from_identity(G);
+    if (newton_schulz_suffices(distance, unit_roundoff(Y))) {
+      newton_schulz_(Q, G);
+      return Q;
+    }
     auto R = cholesky_factor(G);
     if (!R) R = cholesky_factor(G, breakdown_shift(Y));
     if (!R) return std::nullopt;
@@ -92,7 +108,7 @@ std::optional<at::Tensor> cholesky_qr(const at::Tensor& Y) {
       Q = right_divide(Y, *R);
     } else {
       right_divide_(Q, *R);
-      if (distance_from_identity(G) < kNearOrthonormal) return Q;
+      if (distance < kNearOrthonormal) return Q;
     }
   }
   return std::nullopt;
@@ -119,6 +135,14 @@ at::Tensor orthonormalize(const at::Tensor& Y) {
   const auto R = cholesky_factor(accurate_gram(Q));
   TORCH_CHECK_LINALG(R, "orthonormalize: LAPACK's QR factorization is not orthonormal; please report the matrix");
   return right_divide(Q, *R);
+}
+
+at::Tensor polish(const at::Tensor& Q) {
+  const auto G = accurate_gram(Q);
+  if (!newton_schulz_suffices(distance_from_identity(G), unit_roundoff(Q))) return orthonormalize(Q);
+  auto polished = Q.clone(at::MemoryFormat::Contiguous);
+  newton_schulz_(polished, G);
+  return polished;
 }
 
 at::Tensor stabilize(const at::Tensor& Y) {

@@ -13,9 +13,6 @@ namespace {
 
 double rounding_factor(const at::Tensor& S, double u) { return std::sqrt(static_cast<double>(S.numel())) * u; }
 
-// LAPACK's singular vectors are orthonormal to some ten times what the Cholesky passes reach.
-at::Tensor polished(const at::Tensor& vectors) { return orthonormalize(vectors); }
-
 }  // namespace
 
 double noise_level(const at::Tensor& S, double u) {
@@ -59,10 +56,11 @@ at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y) 
   return Q;
 }
 
+// LAPACK's singular vectors are orthonormal to some ten times what the Cholesky passes reach: they are polished.
 Triplets triplets_of_core(const at::Tensor& Q, const at::Tensor& core, const at::Tensor& P, int64_t rank) {
   const auto [left, values, right] = at::linalg_svd(core, /*full_matrices=*/false);
-  return {at::mm(Q, polished(left.narrow(1, 0, rank))), without_noise(values, unit_roundoff(core)).narrow(0, 0, rank),
-          at::mm(materialized_adjoint(polished(materialized_adjoint(right.narrow(0, 0, rank)))), P.mH())};
+  return {at::mm(Q, polish(left.narrow(1, 0, rank))), without_noise(values, unit_roundoff(core)).narrow(0, 0, rank),
+          at::mm(materialized_adjoint(polish(materialized_adjoint(right.narrow(0, 0, rank)))), P.mH())};
 }
 
 Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t rank) {
@@ -83,9 +81,9 @@ RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
   const double u = unit_roundoff(dense), rounding = svd_rounding(S, u);
   const double spectral = tail.numel() > 0 ? tail[0].item<double>() : 0.0;
   const double error = frobenius_norm(tail) + rounding;
-  return {polished(U.narrow(1, 0, rank)),
+  return {polish(U.narrow(1, 0, rank)),
           without_noise(S, u).narrow(0, 0, rank).contiguous(),
-          materialized_adjoint(polished(materialized_adjoint(Vh.narrow(0, 0, rank)))),
+          materialized_adjoint(polish(materialized_adjoint(Vh.narrow(0, 0, rank)))),
           {error, error, spectral + rounding, 0.0},
           0,
           0,

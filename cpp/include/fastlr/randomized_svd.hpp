@@ -22,7 +22,7 @@ enum class SvdMethod {
 struct SvdOptions {
   int64_t rank;
   int64_t oversample = 10;
-  std::optional<int64_t> power_iters;  // nothing: until the singular values have settled
+  std::optional<int64_t> power_iters = std::nullopt;  // nothing: until the singular values have settled
   int64_t seed = 0;
   SvdMethod method = SvdMethod::subspace;
 };
@@ -50,9 +50,9 @@ RandomizedSvd randomized_svd(const Operator& A, const SvdOptions& options);
 
 struct AdaptiveSvdOptions {
   double tol;
-  std::optional<int64_t> most_rank;  // nothing: min(m, n)
+  std::optional<int64_t> most_rank = std::nullopt;  // nothing: min(m, n)
   int64_t oversample = 10;
-  std::optional<int64_t> power_iters;  // a block; nothing: 2
+  std::optional<int64_t> power_iters = std::nullopt;  // a block; nothing: 2
   int64_t seed = 0;
 };
 
