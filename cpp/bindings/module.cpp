@@ -15,9 +15,7 @@
 
 namespace py = pybind11;
 using fastlr::LinearOperator;
-using fastlr::Operator;
 using fastlr::bindings::PythonOperator;
-using fastlr::bindings::PythonRowBlocks;
 
 namespace {
 
@@ -75,15 +73,6 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("matmat"), py::arg("rmatmat"),
       "X -> A X and Y -> Aᴴ Y as functions of tensors.");
-  module.def(
-      "operator_of_blocks",
-      [](int64_t rows, int64_t columns, at::ScalarType dtype, at::Device device, py::object read) {
-        return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(
-            std::make_shared<PythonRowBlocks>(rows, columns, options(dtype, device), std::move(read))));
-      },
-      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("read"),
-      "Rows by a function whose result iterates over (first row, block); rows = -1 where it is not known.");
-
   using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("seed"), Released());

@@ -43,29 +43,4 @@ class PythonOperator final : public LinearOperator {
   Held matmat_, rmatmat_;
 };
 
-// Rows by a function that returns an iterator over (first row, block), called once for every read.
-class PythonRowBlocks final : public RowBlocks {
- public:
-  PythonRowBlocks(int64_t rows, int64_t columns, at::TensorOptions options, py::object read)
-      : rows_(rows), columns_(columns), options_(options), read_(std::move(read)) {}
-
-  int64_t rows() const override { return rows_; }
-  int64_t columns() const override { return columns_; }
-  at::TensorOptions options() const override { return options_; }
-  void read(const Visitor& visit) const override {
-    const py::gil_scoped_acquire gil;
-    for (const py::handle item : (*read_)()) {
-      const auto [row, block] = py::cast<std::pair<int64_t, at::Tensor>>(item);
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      const py::gil_scoped_release released;
-      visit(row, block);
-    }
-  }
-
- private:
-  int64_t rows_, columns_;
-  at::TensorOptions options_;
-  Held read_;
-};
-
 }  // namespace fastlr::bindings

@@ -2,6 +2,7 @@
 // instruction set than the one the kernels choose.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -60,8 +61,8 @@ void check_algorithms() {
   const auto svd = fastlr::randomized_svd(fastlr::as_operator(A), {.rank = 4});
   const auto product = at::mm(svd.U * svd.S, svd.Vh);
   const double scale = A.norm().item<double>();
-  // Rank 4 exactly: only rounding is left, 40 sqrt(k) u of the norm.
-  CHECK((A - product).norm().item<double>() <= 80 * 0x1p-53 * scale);
+  // Rank 4 exactly: only rounding is left, 40 sqrt(min(m, n)) u of the norm.
+  CHECK((A - product).norm().item<double>() <= 40 * 7.1 * 0x1p-53 * scale);
   const auto columns = fastlr::interpolative(A, 4, 0);
   CHECK((A - at::mm(A.index_select(1, columns.indices), columns.coefficients)).norm().item<double>() <=
         1e3 * 0x1p-53 * scale);
@@ -69,6 +70,54 @@ void check_algorithms() {
   CHECK((at::mm(Q.t(), Q) - at::eye(50, at::kDouble)).norm().item<double>() <= 10 * 7.1 * 0x1p-53);
   const auto sketched = fastlr::gaussian_product(A, 50, 3, 1);
   CHECK(sketched.size(0) == 60 && sketched.size(1) == 3);
+}
+
+// A matrix read in blocks of rows, which counts the reads.
+class Blocks final : public fastlr::RowBlocks {
+ public:
+  Blocks(at::Tensor A, int64_t height, bool rows_known) : A_(std::move(A)), height_(height), rows_known_(rows_known) {}
+  int64_t rows() const override { return rows_known_ ? A_.size(0) : fastlr::kUnknown; }
+  int64_t columns() const override { return A_.size(1); }
+  at::TensorOptions options() const override { return A_.options(); }
+  void read(const Visitor& visit) const override {
+    ++reads;
+    for (int64_t row = 0; row < A_.size(0); row += height_)
+      visit(row, A_.narrow(0, row, std::min(height_, A_.size(0) - row)));
+  }
+  mutable int64_t reads = 0;
+
+ private:
+  at::Tensor A_;
+  int64_t height_;
+  bool rows_known_;
+};
+
+// Blocks of any height give the singular values of the whole matrix, in the documented number of reads.
+void check_row_blocks(at::ScalarType dtype) {
+  const auto tall = at::mm(at::randn({90, 40}, dtype), at::diag(at::pow(0.7, at::arange(40, at::kDouble))).to(dtype));
+  for (const auto& A : {tall, tall.mT().contiguous()}) {
+    const auto whole = fastlr::randomized_svd(fastlr::as_operator(A), {.rank = 6, .power_iters = 2});
+    for (const int64_t height : {1, 7, 90}) {
+      const auto blocks = std::make_shared<Blocks>(A, height, true);
+      const auto svd = fastlr::randomized_svd(fastlr::as_operator(blocks), {.rank = 6, .power_iters = 2});
+      // The same draws, sums in another order: 40 sqrt(min(m, n)) u of the norm.
+      CHECK((svd.S - whole.S).norm().item<double>() <= 40 * 6.4 * 0x1p-53 * A.norm().item<double>());
+      const int64_t reads = A.size(0) > A.size(1) ? 4 : 6;  // 2 + q where Aᴴ A X is one read, 2 + 2 q elsewhere
+      CHECK(blocks->reads == reads && svd.passes == reads);
+    }
+  }
+}
+
+// Rows that come by once, without their number: one read, and an error certified by its own probe.
+void check_one_read() {
+  const auto A = at::mm(at::randn({90, 5}, at::kDouble), at::randn({5, 40}, at::kDouble));
+  for (const auto method : {fastlr::SvdMethod::single_pass, fastlr::SvdMethod::nystrom}) {
+    const auto blocks = std::make_shared<Blocks>(A, 8, false);
+    const auto svd = fastlr::randomized_svd(fastlr::as_operator(blocks), {.rank = 5, .method = method});
+    CHECK(blocks->reads == 1 && svd.passes == 1);
+    // Exact rank: rounding, times the condition of the sketches' least-squares problems, some hundred.
+    CHECK((A - at::mm(svd.U * svd.S, svd.Vh)).norm().item<double>() <= 1e4 * 0x1p-53 * A.norm().item<double>());
+  }
 }
 
 // ATen's exception types reach a C++ caller with their message.
@@ -89,7 +138,11 @@ int main() {
   check_all_kinds<float>(at::kFloat);
   check_all_kinds<double>(at::kDouble);
   check_strided_fill();
+  at::manual_seed(0);
   check_algorithms();
+  check_row_blocks(at::kDouble);
+  check_row_blocks(at::kComplexDouble);
+  check_one_read();
   check_errors();
   std::puts("all checks of the C++ API passed");
 }
