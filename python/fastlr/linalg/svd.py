@@ -97,9 +97,9 @@ def randomized_svd(
     -----
     With l = rank + oversample: 2 + 2·power_iters passes over A, each 2·m·n·l flops (four times that
     for complex ones), and O((m + n)·l²) besides; one more where σ_l/σ_1 nears √u, as the first
-    iteration is then done again with an orthonormal basis on both sides. With `tol`: as many passes for every block, of a
-    width that grows by half, one for ‖A‖_F and one that checks A. Where l reaches min(m, n) (in
-    tolerance mode, two thirds of it), one dense SVD is computed instead. The short side of A is
+    iteration is then done again with orthonormal bases on both sides. With `tol`: as many passes
+    for every block, of a width that grows by half, one for ‖A‖_F and one that checks A. Where l
+    reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed instead. The short side of A is
     sketched, so that A and Aᴴ get the same factors. Matrices whose squares would leave the
     floating-point range are multiplied by a power of two on the way.
 
