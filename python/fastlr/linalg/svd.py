@@ -99,9 +99,9 @@ def randomized_svd(
     for complex ones), and O((m + n)·l²) besides; one more where σ_l/σ_1 nears √u, as the first
     iteration is then done again with orthonormal bases on both sides. With `tol`: as many passes
     for every block, of a width that grows by half, one for ‖A‖_F and one that checks A. Where l
-    reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed instead. The short side of A is
-    sketched, so that A and Aᴴ get the same factors. Matrices whose squares would leave the
-    floating-point range are multiplied by a power of two on the way.
+    reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed instead. The
+    short side of A is sketched, so that A and Aᴴ get the same factors. Matrices whose squares would
+    leave the floating-point range are multiplied by a power of two on the way.
 
     ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F, from ten random probes that share
     the first pass over A; it fails with the stated probability. With `tol` it comes from the
