@@ -35,12 +35,12 @@ SAMPLES = {
     "orthonormalize": ([(matrix(9, 4),), (matrix(4, 9, torch.float32),)], False),
     "randomized_svd": (
         [
-            (matrix(30, 20), 3, 4, None, "subspace", False, 0),
-            (matrix(20, 30, torch.float32), 3, 4, 2, "krylov", True, 0),
-            (matrix(8, 6), 5, 10, None, "subspace", False, 0),
-            (matrix(30, 20, torch.complex128), 3, 4, 1, "subspace", False, 0),
-            (matrix(30, 20).expand(2, 3, 30, 20), 3, 4, None, "single_pass", False, 0),
-            (matrix(20, 30), 3, 4, None, "nystrom", False, 0),
+            (matrix(30, 20), 3, 4, None, "subspace", False, "full", 0),
+            (matrix(20, 30, torch.float32), 3, 4, 2, "krylov", True, "full", 0),
+            (matrix(8, 6), 5, 10, None, "subspace", False, "full", 0),
+            (matrix(30, 20, torch.complex128), 3, 4, 1, "subspace", False, "full", 0),
+            (matrix(30, 20).expand(2, 3, 30, 20), 3, 4, None, "single_pass", False, "full", 0),
+            (matrix(20, 30), 3, 4, None, "nystrom", False, "full", 0),
         ],
         False,
     ),
@@ -60,7 +60,7 @@ SAMPLES = {
 EMPTY = {
     "gaussian_product": (torch.empty(0, 5), 5, 4, 1, False),
     "orthonormalize": (torch.empty(0, 3),),
-    "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", False, 0),
+    "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", False, "full", 0),
 }
 
 registered = sorted(

@@ -1,6 +1,5 @@
 // Operator schemas torch.ops.fastlr.*; fake implementations and autograd are in python/fastlr/_ops.py.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -31,39 +30,6 @@ at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, 
   return fastlr::gaussian_product(X, rows, columns, seed, transposed);
 }
 
-// The factors of every matrix of a batch, stacked: matrices are shared out among the threads, one to each.
-template <typename Svd>
-Factors over_batch(const at::Tensor& A, const Svd& svd) {
-  if (A.dim() == 2) return svd(A);
-  TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
-  const auto batch = A.sizes().slice(0, A.dim() - 2);
-  const auto matrices = A.reshape({-1, A.size(-2), A.size(-1)});
-  const int64_t count = matrices.size(0);
-  std::vector<Factors> results(std::max<int64_t>(count, 1));
-  if (count == 0) {
-    results[0] = svd(at::ones({A.size(-2), A.size(-1)}, A.options()));  // for the shapes of its factors
-  } else if (A.is_cpu()) {
-    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowAutograd guard;
-      for (int64_t i = begin; i < end; ++i) results[i] = svd(matrices[i]);
-    });
-  } else {
-    for (int64_t i = 0; i < count; ++i) results[i] = svd(matrices[i]);
-  }
-  const auto stacked = [&](auto part) {
-    std::vector<at::Tensor> parts(count);
-    for (int64_t i = 0; i < count; ++i) parts[i] = part(results[i]);
-    const auto one = part(results[0]);
-    std::vector<int64_t> shape(batch.begin(), batch.end());
-    shape.insert(shape.end(), one.sizes().begin(), one.sizes().end());
-    return count ? at::stack(parts).view(shape) : at::empty(shape, one.options());
-  };
-  return {stacked([](const Factors& f) { return std::get<0>(f); }),
-          stacked([](const Factors& f) { return std::get<1>(f); }),
-          stacked([](const Factors& f) { return std::get<2>(f); }),
-          stacked([](const Factors& f) { return std::get<3>(f); })};
-}
-
 // Some callers of compiled graphs exclude torch's handling of lazily conjugated views, which the algorithms rely on.
 class WithConjugateViews {
   static c10::DispatchKeySet views() {
@@ -74,12 +40,26 @@ class WithConjugateViews {
 };
 
 Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
-                       c10::string_view method, bool center, int64_t seed) {
+                       c10::string_view method, bool center, c10::string_view precision, int64_t seed) {
   const WithConjugateViews guard;
-  const std::string_view name(method.data(), method.size());
-  return over_batch(A, [&](const at::Tensor& matrix) {
-    return fastlr::bindings::svd(fastlr::as_operator(matrix), rank, oversample, power_iters, name, center, seed);
-  });
+  const std::string_view name(method.data(), method.size()), type(precision.data(), precision.size());
+  if (A.dim() == 2)
+    return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, center, type, seed);
+  TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
+  const auto batch = A.sizes().slice(0, A.dim() - 2);
+  const fastlr::SvdOptions options{rank,
+                                   oversample,
+                                   power_iters,
+                                   seed,
+                                   fastlr::bindings::parse_method(name),
+                                   fastlr::bindings::parse_precision(type)};
+  const auto r = fastlr::randomized_svd(A.reshape({-1, A.size(-2), A.size(-1)}), options, center);
+  const auto shaped = [&](const at::Tensor& factor) {
+    std::vector<int64_t> shape(batch.begin(), batch.end());
+    shape.insert(shape.end(), factor.sizes().begin() + 1, factor.sizes().end());
+    return factor.view(shape);
+  };
+  return {shaped(r.U), shaped(r.S), shaped(r.Vh), shaped(fastlr::bindings::numbers(r.outcomes))};
 }
 
 Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
@@ -111,8 +91,9 @@ TORCH_LIBRARY(fastlr, library) {
       "Device device) -> Tensor");
   def("gaussian_product(Tensor X, int rows, int columns, int seed, bool transposed) -> Tensor");
   def("orthonormalize(Tensor Y) -> Tensor");
-  def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, bool center, int seed) -> "
-      "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
+  def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, bool center, str precision, "
+      "int "
+      "seed) -> (Tensor U, Tensor S, Tensor Vh, Tensor info)");
   def("adaptive_svd(Tensor A, float tol, int? most_rank, int oversample, int? power_iters, bool center, int seed) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");

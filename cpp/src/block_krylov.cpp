@@ -83,7 +83,7 @@ RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t w
   const int64_t most_width = std::max(3 * width, width + 3 * block);
   if (most_width + block > A->columns()) return dense_svd(A, options.rank);
 
-  const auto sketch = sketch_range(A, block, options.seed, /*with_co=*/false);
+  const auto sketch = sketch_range(A, block, options.seed);
   const auto& op = *sketch.A;
   const double u = unit_roundoff(sketch.range);
   const double target = std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * u);

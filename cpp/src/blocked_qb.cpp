@@ -113,7 +113,7 @@ RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& option
   if (shorter <= 2 * kFirstBlock) return dense();
 
   // The sketch says whether A is finite and in range.
-  const auto sketch = sketch_range(A, 1, options.seed, /*with_co=*/false);
+  const auto sketch = sketch_range(A, 1, options.seed);
   ResidualBound bound(sketch.A, options.tol, options.seed);
   QB qb{at::empty({A->rows(), 0}, A->options()), at::empty({shorter, 0}, A->options())};
   ErrorEstimate beyond{};

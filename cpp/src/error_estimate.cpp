@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "checks.hpp"
+#include "tall.hpp"
 
 namespace fastlr {
 namespace {
@@ -38,20 +39,30 @@ double probe_factor(double failure) {
 }
 
 ErrorEstimate estimate_error(const at::Tensor& probed) {
+  const double magnitude = largest_magnitude(probed);
+  const int exponent = squares_in_range(probed, magnitude) ? 0 : scale_exponent(magnitude);
+  auto error = estimate_errors(scaled(probed, exponent).unsqueeze(0)).front();
+  for (double* value : {&error.estimate, &error.upper, &error.spectral}) *value = std::ldexp(*value, -exponent);
+  return error;
+}
+
+std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed) {
   static const double factor = probe_factor(kFailure);
   // Every one of the norms falls below ‖E‖_2 / (a sqrt(2 / pi)) with probability 1 / a at most.
   static const double spectral_factor = std::pow(kFailure, -1.0 / kProbes) * std::sqrt(2 / std::numbers::pi);
-  const int exponent = scale_exponent(largest_magnitude(probed));
-  const auto squares = squared_magnitude(scaled(probed, exponent)).sum(0, false, at::kDouble);
-  const auto norms = squares.to(at::kCPU);
-  double sum = 0.0, most = 0.0;
-  for (int64_t i = 0; i < norms.numel(); ++i) {
-    const double square = norms.const_data_ptr<double>()[i];
-    sum += square;
-    most = std::max(most, square);
+  const auto columns = at::linalg_vector_norm(probed, 2, at::IntArrayRef(-2), false, wide_type(probed)).to(at::kCPU);
+  std::vector<ErrorEstimate> errors;
+  for (int64_t i = 0; i < columns.size(0); ++i) {
+    const double* norms = columns.const_data_ptr<double>() + i * columns.size(1);
+    double sum = 0.0, most = 0.0;
+    for (int64_t j = 0; j < columns.size(1); ++j) {
+      sum += norms[j] * norms[j];
+      most = std::max(most, norms[j]);
+    }
+    const double estimate = std::sqrt(sum / static_cast<double>(columns.size(1)));
+    errors.push_back({estimate, factor * estimate, spectral_factor * most, kFailure});
   }
-  const double estimate = std::ldexp(std::sqrt(sum / static_cast<double>(norms.numel())), -exponent);
-  return {estimate, factor * estimate, std::ldexp(spectral_factor * std::sqrt(most), -exponent), kFailure};
+  return errors;
 }
 
 }  // namespace fastlr

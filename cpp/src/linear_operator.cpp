@@ -13,6 +13,11 @@
 
 #include "checks.hpp"
 #include "sparse.hpp"
+#include "tall.hpp"
+
+#ifdef FASTLR_WITH_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#endif
 
 namespace fastlr {
 namespace {
@@ -30,10 +35,14 @@ void check_interrupt() {
 // ---- what all operators share ----
 
 LinearOperator::LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options)
-    : rows_(rows), columns_(columns), options_(options) {}
+    : rows_(rows), columns_(columns), options_(options), passes_(std::make_shared<int64_t>(0)) {}
+
+LinearOperator::LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options, const LinearOperator& of,
+                               bool counts)
+    : rows_(rows), columns_(columns), options_(options), passes_(of.passes_), counts_(counts) {}
 
 at::Tensor LinearOperator::checked(const at::Tensor& product, int64_t rows, int64_t columns, const char* name) const {
-  TORCH_CHECK_VALUE(product.dim() == 2 && product.size(0) == rows && product.size(1) == columns,
+  TORCH_CHECK_VALUE(product.dim() >= 2 && product.size(-2) == rows && product.size(-1) == columns,
                     "LinearOperator: ", name, " must return shape (", rows, ", ", columns, "), got ", product.sizes());
   TORCH_CHECK_TYPE(product.scalar_type() == options_.dtype().toScalarType(), "LinearOperator: ", name,
                    " must return dtype ", options_.dtype(), ", got ", product.scalar_type());
@@ -42,28 +51,29 @@ at::Tensor LinearOperator::checked(const at::Tensor& product, int64_t rows, int6
 }
 
 at::Tensor LinearOperator::matmat(const at::Tensor& X) const {
-  ++passes_;
-  return checked(do_matmat(X), rows_, X.size(1), "matmat");
+  count_passes(1);
+  return checked(do_matmat(X), rows_, X.size(-1), "matmat");
 }
 
 at::Tensor LinearOperator::rmatmat(const at::Tensor& Y) const {
-  ++passes_;
-  return checked(do_rmatmat(Y), columns_, Y.size(1), "rmatmat");
+  count_passes(1);
+  return checked(do_rmatmat(Y), columns_, Y.size(-1), "rmatmat");
 }
 
-std::pair<at::Tensor, at::Tensor> LinearOperator::normal_matmat(const at::Tensor& X) const {
-  passes_ += fuses_normal() ? 1 : 2;
-  auto [Y, Z] = do_normal_matmat(X);
-  return {checked(Y, rows_, X.size(1), "matmat"), checked(Z, columns_, X.size(1), "rmatmat")};
+NormalProduct LinearOperator::normal_matmat(const at::Tensor& X, const NormalColumns& columns) const {
+  count_passes(reads_once() ? 1 : 2);
+  auto [image, co] = do_normal_matmat(X, columns);
+  return {checked(image, rows_, X.size(-1) - columns.image_from, "matmat"),
+          checked(co, columns_, columns.co_columns, "rmatmat")};
 }
 
 at::Tensor LinearOperator::gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
-  ++passes_;
+  count_passes(1);
   return checked(do_gaussian_matmat(k, seed, column0), rows_, k, "matmat");
 }
 
 at::Tensor LinearOperator::gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const {
-  ++passes_;
+  count_passes(1);
   return checked(do_gaussian_rmatmat(k, seed, column0), columns_, k, "rmatmat");
 }
 
@@ -77,21 +87,27 @@ TwoSidedSketch LinearOperator::two_sided_sketch(const TwoSidedWidths& widths, in
 
 std::optional<double> LinearOperator::frobenius_norm() const {
   const auto norm = do_frobenius_norm();
-  if (norm) ++passes_;
+  if (norm) count_passes(1);
   return norm;
 }
 
 void LinearOperator::check_finite(const char*) const {}
+
+Lowered LinearOperator::lowered(bool) const { return {nullptr, 0.0}; }
+
+Operator LinearOperator::select(const at::Tensor&) const {
+  TORCH_INTERNAL_ASSERT(false, "only dense matrices come in batches");
+}
 
 at::Tensor LinearOperator::to_dense() const {
   if (columns_ <= rows_) return matmat(at::eye(columns_, options_));
   return materialized_adjoint(rmatmat(at::eye(rows_, options_)));
 }
 
-std::pair<at::Tensor, at::Tensor> LinearOperator::do_normal_matmat(const at::Tensor& X) const {
-  auto Y = do_matmat(X);
-  auto Z = do_rmatmat(Y);
-  return {std::move(Y), std::move(Z)};
+NormalProduct LinearOperator::do_normal_matmat(const at::Tensor& X, const NormalColumns& columns) const {
+  const auto Y = do_matmat(X);
+  return {Y.narrow(-1, columns.image_from, X.size(-1) - columns.image_from),
+          do_rmatmat(Y.narrow(-1, 0, columns.co_columns))};
 }
 
 at::Tensor LinearOperator::do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
@@ -106,13 +122,61 @@ at::Tensor LinearOperator::do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t 
 
 namespace {
 
+// Products in blocks of rows pay where a few hundred rows fit the cache, and A does not.
+constexpr int64_t kFusedRowBytes = 32 << 10, kCachedBytes = 8 << 20;
+
+at::ScalarType half_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return at::kFloat;
+    case at::kComplexDouble:
+      return at::kComplexFloat;
+    case at::kFloat:
+      return at::kBFloat16;
+    default:
+      return at::ScalarType::Undefined;
+  }
+}
+
+double roundoff_of(at::ScalarType type) {
+  return type == at::kBFloat16 ? 0x1p-9 : c10::toRealValueType(type) == at::kFloat ? 0x1p-24 : 0x1p-53;
+}
+
+// Whether products in `type` are about twice as fast as in the type of twice its size.
+bool multiplies_fast(const at::Tensor& A, at::ScalarType type) {
+  if (type != at::kBFloat16) return true;
+#if defined(__x86_64__)
+  if (A.is_cpu()) return __builtin_cpu_supports("amx-bf16") != 0;
+#endif
+#ifdef FASTLR_WITH_CUDA
+  if (A.is_cuda()) return at::cuda::getDeviceProperties(A.device().index())->major >= 8;
+#endif
+  return false;
+}
+
+// `type` may be another one than that of the entries: that of operands and products.
 class DenseOperator final : public LinearOperator {
  public:
-  explicit DenseOperator(const at::Tensor& A) : LinearOperator(A.size(0), A.size(1), A.options()), A_(A) {}
+  explicit DenseOperator(const at::Tensor& A) : LinearOperator(A.size(-2), A.size(-1), A.options()), A_(A) {}
+  DenseOperator(const at::Tensor& A, const DenseOperator& of, bool adjoint = false)
+      : LinearOperator(A.size(-2), A.size(-1), of.options(), of, /*counts=*/true),
+        A_(A),
+        adjoint_(of.adjoint_ != adjoint) {}
+
+  Operator adjoint() const { return std::make_shared<DenseOperator>(A_.mH(), *this, /*adjoint=*/true); }
+  Operator select(const at::Tensor& index) const override {
+    return std::make_shared<DenseOperator>(A_.index_select(0, index), *this);
+  }
+  Lowered lowered(bool even_if_slow) const override {
+    const auto type = half_of(A_.scalar_type());
+    if (type == at::ScalarType::Undefined || A_.dim() != 2 || !(even_if_slow || multiplies_fast(A_, type)))
+      return {nullptr, 0.0};
+    return {std::make_shared<DenseOperator>(A_.to(type), *this), roundoff_of(type)};
+  }
 
   void check_finite(const char* caller) const override {
     count_passes(1);
-    fastlr::check_finite(A_, caller);
+    fastlr::check_finite(adjoint_ ? A_.mH() : A_, caller);  // the index is the caller's
   }
   std::optional<double> largest_magnitude() const override {
     count_passes(1);
@@ -124,8 +188,8 @@ class DenseOperator final : public LinearOperator {
   }
 
  protected:
-  at::Tensor do_matmat(const at::Tensor& X) const override { return at::mm(A_, X); }
-  at::Tensor do_rmatmat(const at::Tensor& Y) const override { return at::mm(A_.mH(), Y); }
+  at::Tensor do_matmat(const at::Tensor& X) const override { return after(at::matmul(A_, before(X))); }
+  at::Tensor do_rmatmat(const at::Tensor& Y) const override { return after(at::matmul(A_.mH(), before(Y))); }
   // Omega is made block by block, where the product finds it in the cache.
   at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const override {
     return gaussian_product(A_, columns(), k, seed, /*transposed=*/false, column0);
@@ -135,8 +199,39 @@ class DenseOperator final : public LinearOperator {
   }
   std::optional<double> do_frobenius_norm() const override { return fastlr::frobenius_norm(A_); }
 
+  // Every block of rows is multiplied by X, and its adjoint by the result, while it is in the cache.
+  NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& wanted) const override {
+    const int64_t row_bytes = columns() * A_.element_size();
+    if (A_.dim() > 2 || !A_.is_cpu() || row_bytes > kFusedRowBytes || rows() * row_bytes < kCachedBytes)
+      return LinearOperator::do_normal_matmat(X, wanted);
+    const int64_t height = cached_rows(row_bytes), shares = row_shares(A_, rows(), height);
+    const int64_t kept = X.size(1) - wanted.image_from;
+    const bool columns_first = A_.stride(0) == 1 && A_.stride(1) != 1;
+    const auto image = columns_first ? at::empty({kept, rows()}, options()).t() : at::empty({rows(), kept}, options());
+    const auto operand = before(X);
+    const auto parts = at::zeros({shares, columns(), wanted.co_columns}, options());
+    for_row_blocks(rows(), height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+      const auto block = A_.narrow(0, row0, count);
+      const auto Y = at::mm(block, operand);
+      if (kept > 0) image.narrow(0, row0, count).copy_(Y.narrow(1, wanted.image_from, kept));
+      auto part = parts.select(0, share);
+      const auto co = Y.narrow(1, 0, wanted.co_columns);
+      if (part.scalar_type() == A_.scalar_type()) {
+        part.addmm_(block.mH(), co);
+      } else {
+        part.add_(at::mm(block.mH(), co));
+      }
+      if (share == 0) check_interrupt();
+    });
+    return {image, shares == 1 ? parts.squeeze(0) : parts.sum(0)};
+  }
+
  private:
+  at::Tensor before(const at::Tensor& X) const { return X.to(A_.scalar_type()); }
+  at::Tensor after(const at::Tensor& Y) const { return Y.to(options().dtype().toScalarType()); }
+
   at::Tensor A_;
+  bool adjoint_ = false;  // of what the caller gave
 };
 
 at::Tensor with_index_type(const at::Tensor& csr) {
@@ -188,7 +283,8 @@ class SparseOperator final : public LinearOperator {
 
 class AdjointOperator final : public LinearOperator {
  public:
-  explicit AdjointOperator(Operator A) : LinearOperator(A->columns(), A->rows(), A->options()), A_(std::move(A)) {}
+  explicit AdjointOperator(Operator A)
+      : LinearOperator(A->columns(), A->rows(), A->options(), *A, /*counts=*/false), A_(std::move(A)) {}
 
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
@@ -212,7 +308,8 @@ class AdjointOperator final : public LinearOperator {
 // (I - 1 1ᵀ / m) A: no mean of A is needed, only means of thin products.
 class CenteredOperator final : public LinearOperator {
  public:
-  explicit CenteredOperator(Operator A) : LinearOperator(A->rows(), A->columns(), A->options()), A_(std::move(A)) {}
+  explicit CenteredOperator(Operator A)
+      : LinearOperator(A->rows(), A->columns(), A->options(), *A, /*counts=*/false), A_(std::move(A)) {}
 
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
@@ -246,7 +343,9 @@ class CenteredOperator final : public LinearOperator {
 class ScaledOperator final : public LinearOperator {
  public:
   ScaledOperator(Operator A, int exponent)
-      : LinearOperator(A->rows(), A->columns(), A->options()), A_(std::move(A)), exponent_(exponent) {}
+      : LinearOperator(A->rows(), A->columns(), A->options(), *A, /*counts=*/false),
+        A_(std::move(A)),
+        exponent_(exponent) {}
 
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override {
@@ -254,7 +353,6 @@ class ScaledOperator final : public LinearOperator {
     return magnitude ? std::optional(std::ldexp(*magnitude, exponent_)) : magnitude;
   }
   at::Tensor to_dense() const override { return fastlr::scaled(A_->to_dense(), exponent_); }
-  bool fuses_normal() const override { return false; }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return after(A_->matmat(before(X))); }
@@ -279,7 +377,7 @@ class RowBlocksOperator final : public LinearOperator {
   explicit RowBlocksOperator(std::shared_ptr<const RowBlocks> source)
       : LinearOperator(source->rows(), source->columns(), source->options()), source_(std::move(source)) {}
 
-  bool fuses_normal() const override { return true; }
+  bool reads_once() const override { return true; }
 
   void check_finite(const char* caller) const override {
     read([&](int64_t row0, const at::Tensor& block) { check_block(caller, row0, block); });
@@ -321,15 +419,16 @@ class RowBlocksOperator final : public LinearOperator {
         [&](int64_t row0, const at::Tensor& block) { Z.addmm_(block.mH(), Y.narrow(0, row0, block.size(0))); });
     return Z;
   }
-  std::pair<at::Tensor, at::Tensor> do_normal_matmat(const at::Tensor& X) const override {
-    auto Y = at::empty({rows(), X.size(1)}, options());
-    auto Z = at::zeros({columns(), X.size(1)}, options());
+  NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& wanted) const override {
+    const int64_t kept = X.size(1) - wanted.image_from;
+    auto image = at::empty({rows(), kept}, options());
+    auto co = at::zeros({columns(), wanted.co_columns}, options());
     source_->read([&](int64_t row0, const at::Tensor& block) {
-      auto part = Y.narrow(0, row0, block.size(0));
-      at::mm_out(part, block, X);
-      Z.addmm_(block.mH(), part);
+      const auto Y = at::mm(block, X);
+      image.narrow(0, row0, block.size(0)).copy_(Y.narrow(1, wanted.image_from, kept));
+      co.addmm_(block.mH(), Y.narrow(1, 0, wanted.co_columns));
     });
-    return {Y, Z};
+    return {image, co};
   }
   // The rows of Omega that a block needs are made when it is read.
   at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const override {
@@ -364,7 +463,8 @@ class RowBlocksOperator final : public LinearOperator {
 }  // namespace
 
 Operator as_operator(const at::Tensor& A) {
-  TORCH_CHECK_VALUE(A.dim() == 2, "A must have 2 dimensions, got shape ", A.sizes());
+  TORCH_CHECK_VALUE(A.dim() == 2 || (A.dim() == 3 && A.layout() == at::kStrided),
+                    "A must have 2 dimensions, got shape ", A.sizes());
   if (A.layout() == at::kStrided) return std::make_shared<DenseOperator>(A);
   const at::AutoDispatchBelowADInplaceOrView guard;
   return std::make_shared<SparseOperator>(A.layout() == at::kSparseCsr ? A : A.to_sparse_csr());
@@ -374,7 +474,10 @@ Operator as_operator(std::shared_ptr<const RowBlocks> blocks) {
   return std::make_shared<RowBlocksOperator>(std::move(blocks));
 }
 
-Operator adjoint(Operator A) { return std::make_shared<AdjointOperator>(std::move(A)); }
+Operator adjoint(Operator A) {
+  if (const auto dense = std::dynamic_pointer_cast<const DenseOperator>(A)) return dense->adjoint();
+  return std::make_shared<AdjointOperator>(std::move(A));
+}
 Operator centered(Operator A) { return std::make_shared<CenteredOperator>(std::move(A)); }
 Operator scaled(Operator A, int exponent) {
   return exponent == 0 ? A : std::make_shared<ScaledOperator>(std::move(A), exponent);

@@ -12,133 +12,6 @@
 namespace fastlr {
 namespace {
 
-// power_iters = "auto": at most this many iterations, until no leading Ritz value grows by more than 2 %.
-constexpr int64_t kMostPowerIters = 8;
-constexpr double kRitzTolerance = 0.02;
-
-// True when no one of the leading `rank` Ritz values has grown by more than kRitzTolerance.
-bool ritz_values_settled(const at::Tensor& before, const at::Tensor& now, int64_t rank) {
-  const auto top = now.narrow(0, 0, rank);
-  const auto growth = top - before.narrow(0, 0, rank);
-  const auto allowed = (top * kRitzTolerance).clamp_min(noise_level(now, unit_roundoff(now)));
-  return at::all(growth <= allowed).item<bool>();
-}
-
-// Y = A X, and Aᴴ Y where one pass gives both.
-struct Iterate {
-  at::Tensor Y;
-  std::optional<at::Tensor> co;
-};
-
-class SubspaceIteration {
- public:
-  explicit SubspaceIteration(Operator A) : A_(std::move(A)) {}
-
-  Iterate apply(const at::Tensor& X) const {
-    if (!A_->fuses_normal()) return {A_->matmat(X), std::nullopt};
-    auto [Y, co] = A_->normal_matmat(X);
-    return {std::move(Y), std::move(co)};
-  }
-
-  // A well-conditioned basis of the range of AᴴY. The long side is left as it is while that costs no accuracy:
-  // AᴴY loses directions only where its condition number nears 1/u, which its own basis shows.
-  at::Tensor co_range(Iterate iterate) {
-    if (iterate.co || !stabilize_long_side_) {
-      const auto W = iterate.co ? std::move(*iterate.co) : A_->rmatmat(iterate.Y);
-      const auto P = stabilize(W);
-      if (A_->fuses_normal() || well_conditioned(at::mm(P.mH(), W))) return P;
-      stabilize_long_side_ = true;
-    }
-    return stabilize(A_->rmatmat(stabilize(iterate.Y)));
-  }
-
- private:
-  static bool well_conditioned(const at::Tensor& R) {
-    const auto scale = at::linalg_vector_norm(R, 2, 0, true);
-    const auto values = at::linalg_svdvals(at::where(scale > 0, R / scale, 0.0));
-    return values[-1].item<double>() > 1000 * unit_roundoff(R) * values[0].item<double>();
-  }
-
-  Operator A_;
-  bool stabilize_long_side_ = false;
-};
-
-struct Iterated {
-  Triplets factors;
-  int64_t power_iters;
-  bool converged;
-};
-
-Iterated iterate_fixed(const Operator& A, Iterate iterate, int64_t rank, int64_t power_iters) {
-  SubspaceIteration iteration(A);
-  for (int64_t i = 0; i < power_iters; ++i) {
-    const auto P = iteration.co_range(std::exchange(iterate, {}));
-    iterate = i + 1 < power_iters ? iteration.apply(P) : Iterate{A->matmat(P), std::nullopt};
-  }
-  const auto Q = orthonormalize(std::exchange(iterate, {}).Y);
-  return {triplets_of_rows(Q, A->rmatmat(Q), rank), power_iters, true};
-}
-
-// The product that would end the iteration also gives the Ritz values that decide whether it does.
-Iterated iterate_until_settled(const Operator& A, Iterate iterate, int64_t rank) {
-  auto Q = orthonormalize(std::exchange(iterate, {}).Y);
-  auto rows = A->rmatmat(Q);
-  auto P = orthonormalize(rows);
-  auto core = at::mm(rows.mH(), P);
-  auto values = at::linalg_svdvals(core);
-  for (int64_t i = 1;; ++i) {
-    Q = orthonormalize(A->matmat(P));
-    rows = A->rmatmat(Q);
-    P = orthonormalize(rows);
-    core = at::mm(rows.mH(), P);
-    const auto now = at::linalg_svdvals(core);
-    const bool settled = ritz_values_settled(values, now, rank);
-    if (settled || i == kMostPowerIters) return {triplets_of_core(Q, core, P, rank), i, settled};
-    values = now;
-  }
-}
-
-// The same for row blocks, one read an iteration: Ritz values are the singular values of A P.
-Iterated iterate_blocks_until_settled(const Operator& A, Iterate iterate, int64_t rank) {
-  SubspaceIteration iteration(A);
-  at::Tensor values;
-  for (int64_t i = 1;; ++i) {
-    iterate = iteration.apply(iteration.co_range(std::exchange(iterate, {})));
-    const auto gram = at::mm(iterate.Y.mH(), iterate.Y);
-    const auto now = at::linalg_eigvalsh(gram).clamp_min(0).sqrt().flip(0);
-    const bool settled = values.defined() && ritz_values_settled(values, now, rank);
-    if (settled || i == kMostPowerIters) {
-      const auto Q = orthonormalize(std::exchange(iterate, {}).Y);
-      return {triplets_of_rows(Q, A->rmatmat(Q), rank), i, settled};
-    }
-    values = now;
-  }
-}
-
-RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t width) {
-  auto sketch = sketch_range(A, width, options.seed, /*with_co=*/options.power_iters != 0);
-  Iterate first{std::move(sketch.range), std::move(sketch.co)};
-  const auto iterated = options.power_iters
-                            ? iterate_fixed(sketch.A, std::move(first), options.rank, *options.power_iters)
-                        : first.co.has_value() ? iterate_blocks_until_settled(sketch.A, std::move(first), options.rank)
-                                               : iterate_until_settled(sketch.A, std::move(first), options.rank);
-  const auto probed = residual_probe(sketch.probe, iterated.factors, options.seed, width);
-  auto result = unscaled(iterated.factors, estimate_error(probed), sketch.exponent, SvdMethod::subspace);
-  result.power_iters = iterated.power_iters;
-  result.converged = iterated.converged;
-  return result;
-}
-
-void fix_signs(at::Tensor& U, at::Tensor& Vh) {
-  if (U.numel() == 0) return;
-  const auto largest = U.gather(0, U.abs().argmax(0, /*keepdim=*/true));
-  const auto phase = U.is_complex() ? at::sgn(largest) : at::where(largest < 0, -1.0, 1.0).to(U.scalar_type());
-  U.mul_(at::conj_physical(phase));
-  Vh.mul_(phase.mT());
-}
-
-// Runs a method for tall matrices on A or on its adjoint: the short side is sketched, which takes fewer draws and
-// gives A and its adjoint the same factors.
 RandomizedSvd finished(RandomizedSvd result) {
   result.U = result.U.contiguous();
   result.Vh = result.Vh.contiguous();
@@ -146,10 +19,12 @@ RandomizedSvd finished(RandomizedSvd result) {
   return result;
 }
 
+// Runs a method for tall matrices on A or on its adjoint: the short side is sketched, which takes fewer draws and
+// gives A and its adjoint the same factors.
 template <typename Method>
 RandomizedSvd on_the_tall_side(const Operator& A, const Method& method) {
   const bool wide = A->rows() < A->columns();
-  const auto before = A->passes();
+  const int64_t before = A->passes();
   auto result = method(wide ? adjoint(A) : A);
   if (wide)
     std::tie(result.U, result.Vh) = std::make_tuple(materialized_adjoint(result.Vh), materialized_adjoint(result.U));

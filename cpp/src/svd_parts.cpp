@@ -15,38 +15,32 @@ double rounding_factor(const at::Tensor& S, double u) { return std::sqrt(static_
 
 }  // namespace
 
-double noise_level(const at::Tensor& S, double u) {
-  return S.numel() > 0 ? 4 * rounding_factor(S, u) * S[0].item<double>() : 0.0;
+at::Tensor without_noise(const at::Tensor& S, double u) {
+  if (S.numel() == 0) return S;
+  const double factor = 4 * u * std::sqrt(static_cast<double>(S.size(-1)));
+  return at::where(S > factor * S.narrow(-1, 0, 1), S, 0.0);
 }
-
-at::Tensor without_noise(const at::Tensor& S, double u) { return at::where(S > noise_level(S, u), S, 0.0); }
 
 double svd_rounding(const at::Tensor& S, double u) { return 10 * rounding_factor(S, u) * frobenius_norm(S); }
 
-Sketch sketch_range(const Operator& A, int64_t width, int64_t seed, bool with_co) {
-  const bool fused = with_co && A->fuses_normal();
-  const auto split = [&](const Operator& op, int exponent, const at::Tensor& product, const at::Tensor& co) {
-    Sketch sketch{op, exponent, product.narrow(1, 0, width), std::nullopt,
-                  product.narrow(1, width, kProbes).clone(at::MemoryFormat::Contiguous)};
-    if (co.defined()) sketch.co = co.narrow(1, 0, width);
-    return sketch;
-  };
-  at::Tensor product, co;
-  if (fused) {
-    std::tie(product, co) = A->normal_matmat(gaussian(A->columns(), width + kProbes, seed, 0, A->options()));
-  } else {
-    product = A->gaussian_matmat(width + kProbes, seed);
-  }
-  double magnitude = largest_magnitude(product);
-  if (squares_in_range(product, magnitude)) return split(A, 0, product, co);
-
-  A->check_finite("randomized_svd");
-  magnitude = A->largest_magnitude().value_or(magnitude);
+int range_exponent(const LinearOperator& A, const at::Tensor& product) {
+  A.check_finite("randomized_svd");
+  const double magnitude = A.largest_magnitude().value_or(largest_magnitude(product));
   TORCH_CHECK_VALUE(std::isfinite(magnitude), "randomized_svd: the products of A must be finite, got ", magnitude);
-  const int exponent = scale_exponent(magnitude);
-  if (exponent == 0) return split(A, 0, product, co);
+  return scale_exponent(magnitude);
+}
+
+Sketch sketch_range(const Operator& A, int64_t width, int64_t seed) {
+  const auto split = [&](const Operator& op, int exponent, const at::Tensor& product) {
+    return Sketch{op, exponent, product.narrow(1, 0, width),
+                  product.narrow(1, width, kProbes).clone(at::MemoryFormat::Contiguous)};
+  };
+  const auto product = A->gaussian_matmat(width + kProbes, seed);
+  if (squares_in_range(product, largest_magnitude(product))) return split(A, 0, product);
+  const int exponent = range_exponent(*A, product);
+  if (exponent == 0) return split(A, 0, product);
   const auto in_range = scaled(A, exponent);
-  return split(in_range, exponent, in_range->gaussian_matmat(width + kProbes, seed), {});
+  return split(in_range, exponent, in_range->gaussian_matmat(width + kProbes, seed));
 }
 
 at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y) {
@@ -69,8 +63,8 @@ Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t r
 }
 
 at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
-  const auto omega = gaussian(factors.Vh.size(1), kProbes, seed, column0, factors.Vh.options());
-  return probe - at::mm(factors.U, factors.S.unsqueeze(1) * at::mm(factors.Vh, omega));
+  const auto omega = gaussian(factors.Vh.size(-1), kProbes, seed, column0, factors.Vh.options());
+  return probe - at::matmul(factors.U, factors.S.unsqueeze(-1) * at::matmul(factors.Vh, omega));
 }
 
 RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
@@ -81,21 +75,32 @@ RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
   const double u = unit_roundoff(dense), rounding = svd_rounding(S, u);
   const double spectral = tail.numel() > 0 ? tail[0].item<double>() : 0.0;
   const double error = frobenius_norm(tail) + rounding;
-  return {polish(U.narrow(1, 0, rank)),
+  return {{.error = {error, error, spectral + rounding, 0.0}, .method = SvdMethod::dense},
+          polish(U.narrow(1, 0, rank)),
           without_noise(S, u).narrow(0, 0, rank).contiguous(),
-          materialized_adjoint(polish(materialized_adjoint(Vh.narrow(0, 0, rank)))),
-          {error, error, spectral + rounding, 0.0},
-          0,
-          0,
-          true,
-          SvdMethod::dense};
+          materialized_adjoint(polish(materialized_adjoint(Vh.narrow(0, 0, rank))))};
+}
+
+void fix_signs(at::Tensor& U, at::Tensor& Vh) {
+  if (U.numel() == 0) return;
+  at::Tensor phase;
+  // A real column without its largest magnitude at both signs needs no search for where it is.
+  if (!U.is_complex()) {
+    const auto most = U.amax(-2), least = U.amin(-2).neg();
+    if (!(most == least).any().item<bool>())
+      phase = at::where(most < least, -1.0, 1.0).to(U.scalar_type()).unsqueeze(-2);
+  }
+  if (!phase.defined()) phase = at::sgn(U.gather(-2, U.abs().argmax(-2, /*keepdim=*/true)));
+  U.mul_(at::conj_physical(phase));
+  Vh.mul_(phase.mT());
 }
 
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method) {
   error.estimate = std::ldexp(error.estimate, -exponent);
   error.upper = std::ldexp(error.upper, -exponent);
   error.spectral = std::ldexp(error.spectral, -exponent);
-  return {std::move(factors.U), scaled(factors.S, -exponent), std::move(factors.Vh), error, 0, 0, true, method};
+  return {
+      {.error = error, .method = method}, std::move(factors.U), scaled(factors.S, -exponent), std::move(factors.Vh)};
 }
 
 }  // namespace fastlr

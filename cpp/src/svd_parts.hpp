@@ -9,24 +9,25 @@
 
 namespace fastlr {
 
-// Where the rounding noise of computed singular values begins: a few sqrt(k) u of the largest.
-double noise_level(const at::Tensor& S, double u);
-
-// Singular values that are rounding noise are zero: their vectors are then any orthonormal completion.
+// Singular values that are rounding noise, below a few sqrt(k) u of the largest, are zero: their vectors are then any
+// orthonormal completion.
 at::Tensor without_noise(const at::Tensor& S, double u);
 
 // What rounding may add to ‖A - U diag(S) Vh‖_F: some sqrt(k) u ‖S‖.
 double svd_rounding(const at::Tensor& S, double u);
 
+// The exponent of two by which A is multiplied for its squares not to leave the range of the type, from a product that
+// suggests that they do; raises ValueError where A is not finite.
+int range_exponent(const LinearOperator& A, const at::Tensor& product);
+
 // A with its products in range of the type, a random sketch and, independent of it, the probe of the error estimate.
 struct Sketch {
   Operator A;  // times 2^exponent
   int exponent;
-  at::Tensor range;              // A * Omega
-  std::optional<at::Tensor> co;  // Aᴴ * range, where one pass gives both and it was asked for
-  at::Tensor probe;              // A * Omega', Omega' the kProbes columns that follow those of Omega
+  at::Tensor range;  // A * Omega
+  at::Tensor probe;  // A * Omega', Omega' the kProbes columns that follow those of Omega
 };
-Sketch sketch_range(const Operator& A, int64_t width, int64_t seed, bool with_co);
+Sketch sketch_range(const Operator& A, int64_t width, int64_t seed);
 
 // The columns of `Y` orthonormal, and orthogonal to the orthonormal columns of `basis`.
 at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y);
@@ -46,10 +47,15 @@ at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int6
 // A dense SVD, truncated to `rank`.
 RandomizedSvd dense_svd(const Operator& A, int64_t rank);
 
+// Makes the largest entry of each column of U real and positive.
+void fix_signs(at::Tensor& U, at::Tensor& Vh);
+
 // A result for A, of the triplets and the error of A * 2^exponent.
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method);
 
 // ---- one file each ----
+RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t width);
+BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t width);  // signs are not fixed yet
 RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t width);
 RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& options);
 RandomizedSvd one_read_svd(const Operator& A, const SvdOptions& options);  // A of any shape

@@ -22,6 +22,7 @@ def randomized_svd(
     power_iters: int | None,
     method: str,
     center: bool,
+    precision: str,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def adaptive_svd(

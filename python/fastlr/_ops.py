@@ -9,7 +9,7 @@ from fastlr._loader import load_core
 
 load_core()
 
-_INFO = {"svd": 8, "interpolative": 3}
+_INFO = {"svd": 9, "interpolative": 3}
 
 
 @torch.library.register_fake("fastlr::random_matrix")
@@ -44,6 +44,7 @@ def _(
     power_iters: int | None,
     method: str,
     center: bool,
+    precision: str,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _fake_svd(A, rank)

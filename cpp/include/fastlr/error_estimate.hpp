@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 namespace fastlr {
 
 // Gaussian vectors behind an estimate.
@@ -29,5 +31,8 @@ struct ErrorEstimate {
 // From E * Omega. The bound of ‖E‖_2 is the largest of the kProbes norms ‖E w‖ times a factor (Halko, Martinsson,
 // Tropp, SIAM Review 53 (2011), lemma 4.1).
 ErrorEstimate estimate_error(const at::Tensor& probed);
+
+// The same for every matrix of a batch, the squares of which are in range.
+std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed);
 
 }  // namespace fastlr

@@ -20,11 +20,28 @@ struct TwoSidedWidths {
   int64_t right, left, core;
 };
 
-// An m x n matrix A of float32, float64, complex64 or complex128. Products of it are counted, checked for
-// their shape and type, and give Ctrl-C a chance; derived classes implement the virtual functions.
+// Columns [image_from, k) of A X, and columns [0, co_columns) of AᴴA X.
+struct NormalProduct {
+  at::Tensor image, co;
+};
+struct NormalColumns {
+  int64_t image_from, co_columns;
+};
+
+class LinearOperator;
+struct Lowered {
+  std::shared_ptr<const LinearOperator> A;  // its operands and products have the type of the original
+  double roundoff;                          // of the type that it computes in
+};
+
+// An m x n matrix A of float32, float64, complex64 or complex128, or a batch of dense ones, whose products are then
+// batches too. Products of it are counted, checked for their shape and type, and give Ctrl-C a chance; derived classes
+// implement the virtual functions.
 class LinearOperator {
  public:
   LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options);
+  // Made of another one, on whose account its passes go; `counts` where they are not that one's own products.
+  LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options, const LinearOperator& of, bool counts);
   virtual ~LinearOperator() = default;
   LinearOperator(const LinearOperator&) = delete;
   LinearOperator& operator=(const LinearOperator&) = delete;
@@ -34,14 +51,19 @@ class LinearOperator {
   const at::TensorOptions& options() const { return options_; }
 
   // Passes over A so far: products, reads of a source of row blocks, scans.
-  int64_t passes() const { return passes_; }
+  int64_t passes() const { return *passes_; }
 
   at::Tensor matmat(const at::Tensor& X) const;   // A X
   at::Tensor rmatmat(const at::Tensor& Y) const;  // Aᴴ Y
 
-  // Whether normal_matmat costs one pass.
-  virtual bool fuses_normal() const { return false; }
-  std::pair<at::Tensor, at::Tensor> normal_matmat(const at::Tensor& X) const;  // {A X, Aᴴ A X}
+  // Both products for X of k columns, of which only some may be wanted: the others are not kept. One pass where a
+  // source is read row block by row block, two elsewhere.
+  virtual bool reads_once() const { return false; }
+  NormalProduct normal_matmat(const at::Tensor& X, const NormalColumns& columns) const;
+
+  // The same matrix in a type of half the size; nothing where there is none that the hardware multiplies faster, or
+  // with `even_if_slow` where there is none at all. Costs a copy.
+  virtual Lowered lowered(bool even_if_slow) const;
 
   // A * Omega and Aᴴ * Omega for the Gaussian Omega of `seed`, columns [column0, column0 + k).
   at::Tensor gaussian_matmat(int64_t k, int64_t seed, int64_t column0 = 0) const;
@@ -59,30 +81,34 @@ class LinearOperator {
   // A itself, m x n.
   virtual at::Tensor to_dense() const;
 
+  // Some matrices of a batch.
+  virtual std::shared_ptr<const LinearOperator> select(const at::Tensor& index) const;
+
   // The largest magnitude of an entry, where the entries can be seen.
   virtual std::optional<double> largest_magnitude() const { return std::nullopt; }
 
  protected:
   virtual at::Tensor do_matmat(const at::Tensor& X) const = 0;
   virtual at::Tensor do_rmatmat(const at::Tensor& Y) const = 0;
-  virtual std::pair<at::Tensor, at::Tensor> do_normal_matmat(const at::Tensor& X) const;
+  virtual NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& columns) const;
   virtual at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const;
   virtual at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const;
   virtual std::optional<double> do_frobenius_norm() const { return std::nullopt; }
-  void count_passes(int64_t passes) const { passes_ += passes; }
+  void count_passes(int64_t passes) const { *passes_ += counts_ ? passes : 0; }
 
  private:
   at::Tensor checked(const at::Tensor& product, int64_t rows, int64_t columns, const char* name) const;
 
   int64_t rows_, columns_;
   at::TensorOptions options_;
-  mutable int64_t passes_ = 0;
+  std::shared_ptr<int64_t> passes_;
+  bool counts_ = true;
 };
 
 using Operator = std::shared_ptr<const LinearOperator>;
 
-// A dense matrix, or a sparse one of layout COO, CSR or CSC. A sparse one is kept twice, by rows and by columns, so
-// that both products run over rows of the result.
+// A dense matrix or a batch of them, or a sparse matrix of layout COO, CSR or CSC. A sparse one is kept twice, by rows
+// and by columns, so that both products run over rows of the result.
 Operator as_operator(const at::Tensor& A);
 
 // Aᴴ, A - 1 μᵀ with μ the mean of the rows of A, and A * 2^exponent, by products with A.

@@ -15,7 +15,7 @@ namespace fastlr {
 at::Tensor orthonormalize(const at::Tensor& Y);
 
 // Q with columns orthonormal to rounding, from ones that are nearly so, as LAPACK's are: one Newton-Schulz step,
-// 4 m k^2 flops; `orthonormalize` where they are further away.
+// 4 m k^2 flops; `orthonormalize` where they are further away. Leading dimensions are a batch.
 at::Tensor polish(const at::Tensor& Q);
 
 // A well-conditioned, not quite orthonormal basis of the same span for the inner steps of a subspace

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include <fastlr/error_estimate.hpp>
 #include <fastlr/linear_operator.hpp>
@@ -19,21 +20,36 @@ enum class SvdMethod {
   blocked_qb    // blocks of a QB factorization until a tolerance is met
 };
 
+// Of the steps of a subspace iteration before the last one.
+enum class Precision {
+  full,       // that of A
+  automatic,  // half of it, where the hardware is faster then and the result has the same error
+  lowest      // half of it, on any hardware
+};
+
 struct SvdOptions {
   int64_t rank;
   int64_t oversample = 10;
   std::optional<int64_t> power_iters = std::nullopt;  // nothing: until the singular values have settled
   int64_t seed = 0;
   SvdMethod method = SvdMethod::subspace;
+  Precision precision = Precision::automatic;
 };
 
-struct RandomizedSvd {
+struct SvdOutcome {
+  ErrorEstimate error;      // of A - U diag(S) Vh
+  int64_t passes = 0;       // over A
+  int64_t power_iters = 0;  // subspace iterations carried out, or blocks of the Krylov space beyond the first
+  bool converged = true;    // false: a limit was met before the criterion
+  bool lowered = false;     // all steps but the last one ran in half the precision of A
+  SvdMethod method = SvdMethod::dense;  // that ran
+};
+struct RandomizedSvd : SvdOutcome {
   at::Tensor U, S, Vh;  // m x k, k (real), k x n; orthonormal columns and rows; S descending
-  ErrorEstimate error;  // of A - U diag(S) Vh
-  int64_t passes;       // over A
-  int64_t power_iters;  // subspace iterations carried out, or blocks of the Krylov space beyond the first
-  bool converged;       // false: a limit was met before the criterion
-  SvdMethod method;     // that ran
+};
+struct BatchedSvd {
+  at::Tensor U, S, Vh;  // the same, with a leading dimension
+  std::vector<SvdOutcome> outcomes;
 };
 
 // The leading `rank` singular triplets. Signs: the largest entry of each column of U is real and positive.
@@ -47,6 +63,10 @@ struct RandomizedSvd {
 // and Baglama and Reichel, BIT 46 (2006), for the Krylov space and its restarts; Tropp, Yurtsever, Udell, Cevher,
 // SISC 41 (2019), and Nakatsukasa, arXiv:2009.11392, for the single-pass methods.
 RandomizedSvd randomized_svd(const Operator& A, const SvdOptions& options);
+
+// The same for every matrix of A (b x m x n), with the same draws. Small matrices are iterated together, by batched
+// products, some to a thread; large ones one after the other. `centered`: of each matrix minus the mean of its rows.
+BatchedSvd randomized_svd(const at::Tensor& A, const SvdOptions& options, bool centered = false);
 
 struct AdaptiveSvdOptions {
   double tol;

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 # An estimate from 10 Gaussian probes underestimates ‖E‖_F by more than this factor with probability
 # at most 1 %: sqrt(10 / 2.5582), 2.5582 the 1 % quantile of chi-squared with 10 degrees of freedom.
 # An error of rank one is the worst case (Roosta-Khorasani, Székely, Ascher, "Assessing stochastic
@@ -66,6 +68,9 @@ class SVDInfo(ErrorInfo):
     converged : bool
         False where a limit was met before `tol`, before the Krylov space's residuals had their
         size, or before ``power_iters="auto"`` saw the singular values settle.
+    precision : torch.dtype
+        In which the range finder ran: all steps but the last one, which is taken in the precision
+        of the factors.
 
     Of a batch, `error`, `error_estimate` and `spectral_error` are arrays of the batch's shape;
     `passes` and `power_iters` are the largest, and `converged` holds for all matrices.
@@ -81,6 +86,7 @@ class SVDInfo(ErrorInfo):
     spectral_error: float
     power_iters: int
     converged: bool
+    precision: torch.dtype
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,379 @@
+// Subspace iteration, for one tall matrix or for a batch of them.
+//
+// P <- an orthonormal basis of AᴴA P: one product Z = AᴴA P a step, read in blocks of rows that serve both factors, and
+// its basis on the short side. What the last step leaves, Y = A P and Z = AᴴY, is all that the factors need:
+// with Y = Q R from an accurate Gram matrix of Y, AᴴQ = Z R^-1, and the long side is multiplied once, by a small
+// matrix. Where A is too ill-conditioned for that (AᴴA squares its condition number), bases on both sides take over.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include <fastlr/orthonormalize.hpp>
+#include <fastlr/random.hpp>
+
+#include "svd_parts.hpp"
+#include "tall.hpp"
+
+namespace fastlr {
+namespace {
+
+// power_iters = "auto": at most this many iterations, until no leading Ritz value grows by more than 2 %.
+constexpr int64_t kMostPowerIters = 8;
+constexpr double kRitzTolerance = 0.02;
+
+// Rounding of A P and AᴴA P may be amplified by so much on its way to the factors.
+constexpr double kMostAmplification = 4;
+
+// Whether no one of the leading `rank` Ritz values has grown by more than kRitzTolerance.
+at::Tensor ritz_values_settled(const at::Tensor& before, const at::Tensor& now, int64_t rank, double u) {
+  const auto top = now.narrow(-1, 0, rank);
+  const auto growth = top - before.narrow(-1, 0, rank);
+  const auto noise = 4 * std::sqrt(static_cast<double>(now.size(-1))) * u * now.narrow(-1, 0, 1);
+  return (growth <= at::maximum(top * kRitzTolerance, noise)).all(-1);
+}
+
+// ---- the quick way: matrices that are iterated together ----
+
+// One matrix, or some of a batch.
+struct Group {
+  Operator A;
+  at::Tensor which;    // their numbers in the batch
+  at::Tensor P, Y, Z;  // Z = AᴴA P; Y = A P after the last step
+  at::Tensor gram;     // ZᴴZ
+  at::Tensor probe;    // A times the Gaussian vectors of the error estimate
+  at::Tensor values;   // Ritz values, where they decide
+
+  Group select(const at::Tensor& index) const {
+    const auto some = [&](const at::Tensor& part) { return part.defined() ? part.index_select(0, index) : part; };
+    // The first P is shared.
+    return {A->select(index), some(which), P.dim() > 2 ? some(P) : P, some(Y), some(Z), some(gram),
+            some(probe),      some(values)};
+  }
+};
+
+using MaybeGroup = std::optional<Group>;
+
+// Those for which `mask` holds, and the others.
+std::pair<MaybeGroup, MaybeGroup> partition(Group group, const at::Tensor& mask) {
+  if (mask.all().item<bool>()) return {std::move(group), std::nullopt};
+  if (!mask.any().item<bool>()) return {std::nullopt, std::move(group)};
+  return {group.select(mask.nonzero().squeeze(1)), group.select(mask.logical_not().nonzero().squeeze(1))};
+}
+
+struct Finished {
+  Group group;
+  Triplets factors;
+  int64_t power_iters;
+  bool converged;
+};
+// Matrices on which a Cholesky factorization broke down: before Z had a basis, or with all steps done.
+struct Stopped {
+  Group group;
+  int64_t power_iters;
+  bool iterated, converged;
+};
+struct Iterated {
+  std::vector<Finished> finished;
+  std::vector<Stopped> stopped;
+};
+
+// The singular values of QᴴA, Q = orth(A P), from P and Z = AᴴA P alone: PᴴZ = (A P)ᴴ(A P) = RᴴR, AᴴQ = Z R^-1.
+std::pair<at::Tensor, at::Tensor> ritz_values(const Group& group) {
+  const auto wide = wide_type(group.Z);
+  const auto factors = cholesky_factors(at::matmul(group.P.to(wide).mH(), group.Z.to(wide)));
+  const auto valid = at::logical_and(factors.valid, factors.amplification < 1 / unit_roundoff(group.Z));
+  const auto T = at::where(valid.unsqueeze(-1).unsqueeze(-1), factors.T, 0.0);
+  const auto squares = at::linalg_eigvalsh(at::matmul(T.mH(), at::matmul(group.gram, T)));
+  return {squares.clamp_min(0).sqrt().flip(-1), valid};
+}
+
+// A ≈ Q (AᴴQ)ᴴ for Q = orth(Y), Y = A P; the mask says for which matrices this is accurate to rounding.
+std::pair<Triplets, at::Tensor> triplets_of_step(const at::Tensor& Y, const at::Tensor& Z, int64_t rank) {
+  const auto left = cholesky_factors(accurate_gram(Y));
+  const auto rows = at::matmul(Z, left.T.to(Z.scalar_type()));
+  const auto right = cholesky_factors(accurate_gram(rows));
+  const auto accurate = [](const CholeskyFactors& factors) {
+    return at::logical_and(factors.valid, factors.amplification <= kMostAmplification);
+  };
+  const auto mask = at::logical_and(accurate(left), accurate(right));
+  if (!mask.any().item<bool>()) return {Triplets{}, mask};
+  // rows = P2 core, core = V' S U'ᴴ. In double precision the small vectors of float32 are orthonormal enough as LAPACK
+  // leaves them.
+  const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), right.R, 0.0);
+  const auto [inner_right, S, inner_left] = at::linalg_svd(core, /*full_matrices=*/false);
+  const auto leading = [&](const at::Tensor& vectors) {
+    const auto part = vectors.narrow(-1, 0, rank);
+    return Z.scalar_type() == part.scalar_type() ? polish(part) : part;
+  };
+  return {Triplets{tall_product(Y, at::matmul(left.T, leading(inner_left.mH()))),
+                   without_noise(S, unit_roundoff(Z)).narrow(-1, 0, rank).to(c10::toRealValueType(Z.scalar_type())),
+                   materialized_adjoint(tall_product(rows, at::matmul(right.T, leading(inner_right))))},
+          mask};
+}
+
+// The last step is that of `last`, in the full precision, where it is not that of the group itself.
+class QuickIteration {
+ public:
+  QuickIteration(int64_t rank, std::optional<int64_t> power_iters, Operator last, at::Tensor probe_vectors)
+      : rank_(rank), power_iters_(power_iters), last_(std::move(last)), probe_vectors_(std::move(probe_vectors)) {}
+
+  Iterated run(Group start) {
+    const int64_t most = power_iters_.value_or(kMostPowerIters);
+    MaybeGroup active = std::move(start);
+    for (int64_t i = 0; active; ++i) {
+      if (i == most && (power_iters_ || last_)) {
+        finish(std::move(*active), i, power_iters_.has_value());
+        break;
+      }
+      active->gram = accurate_gram(active->Z);
+      if (!power_iters_) active = without_settled(std::move(*active), i, most);
+      if (active) active = advanced(std::move(*active), i, /*to_last=*/i + 1 == most);
+    }
+    return std::move(result_);
+  }
+
+ private:
+  // Takes out those whose Ritz values have settled.
+  MaybeGroup without_settled(Group group, int64_t i, int64_t most) {
+    const auto [now, valid] = ritz_values(group);
+    const auto before = std::exchange(group.values, now);
+    auto [usable, broken] = partition(std::move(group), valid);
+    if (broken) result_.stopped.push_back({std::move(*broken), i, false, false});
+    if (!usable || !before.defined()) return std::move(usable);
+    const auto settled = ritz_values_settled(valid.dim() ? before.index({valid}) : before, usable->values, rank_,
+                                             unit_roundoff(usable->Z));
+    auto [done, others] = partition(std::move(*usable), settled);
+    if (done) {
+      if (!last_)
+        finish(std::move(*done), i, true);
+      else if (auto next = advanced(std::move(*done), i, true))
+        finish(std::move(*next), i + 1, true);
+    }
+    if (others && i == most) {
+      finish(std::move(*others), i, false);
+      return std::nullopt;
+    }
+    return std::move(others);
+  }
+
+  // One step; Y is kept where it may be the last one.
+  MaybeGroup advanced(Group group, int64_t i, bool to_last) {
+    const auto factors = cholesky_factors(group.gram);
+    auto [usable, broken] = partition(std::move(group), factors.valid);
+    if (broken) result_.stopped.push_back({std::move(*broken), i, false, false});
+    if (!usable) return std::nullopt;
+    const auto T = factors.valid.dim() ? factors.T.index({factors.valid}) : factors.T;
+    const int64_t width = usable->Z.size(-1);
+    usable->P = tall_product(usable->Z, T);
+    if (to_last && last_) {
+      const auto X = at::cat({usable->P, probe_vectors_}, 1);
+      const auto product = last_->normal_matmat(X, {0, width});
+      usable->Y = product.image.narrow(1, 0, width);
+      usable->probe = product.image.narrow(1, width, kProbes);
+      usable->Z = product.co;
+    } else {
+      const bool keep = to_last || (!power_iters_ && !last_);
+      auto product = usable->A->normal_matmat(usable->P, {keep ? 0 : width, width});
+      usable->Y = std::move(product.image);
+      usable->Z = std::move(product.co);
+    }
+    return usable;
+  }
+
+  void finish(Group group, int64_t power_iters, bool converged) {
+    auto [factors, mask] = triplets_of_step(group.Y, group.Z, rank_);
+    if (mask.dim() > 0 && !mask.all().item<bool>() && mask.any().item<bool>()) {
+      const auto good = mask.nonzero().squeeze(1);
+      factors = {factors.U.index_select(0, good), factors.S.index_select(0, good), factors.Vh.index_select(0, good)};
+    }
+    auto [done, broken] = partition(std::move(group), mask);
+    if (broken) result_.stopped.push_back({std::move(*broken), power_iters, true, converged});
+    if (done) result_.finished.push_back({std::move(*done), std::move(factors), power_iters, converged});
+  }
+
+  int64_t rank_;
+  std::optional<int64_t> power_iters_;
+  Operator last_;
+  at::Tensor probe_vectors_;
+  Iterated result_;
+};
+
+// ---- the careful way: bases on both sides ----
+
+struct Careful {
+  Triplets factors;
+  int64_t power_iters;
+  bool converged;
+};
+
+// `power_iters` more iterations from a basis P of the short side; nothing: until the Ritz values have settled. The
+// product that would end an iteration also gives the Ritz values that decide whether it does.
+Careful iterate_carefully(const Operator& A, at::Tensor P, int64_t rank, std::optional<int64_t> power_iters) {
+  const int64_t most = power_iters.value_or(kMostPowerIters);
+  at::Tensor values;
+  for (int64_t i = 1;; ++i) {
+    const bool may_end = !power_iters || i == most;
+    const auto Y = A->matmat(P);
+    const auto Q = may_end ? orthonormalize(Y) : stabilize(Y);
+    const auto rows = A->rmatmat(Q);
+    if (!may_end) {
+      P = stabilize(rows);
+      continue;
+    }
+    P = orthonormalize(rows);
+    const auto core = at::mm(rows.mH(), P);
+    const auto now = at::linalg_svdvals(core);
+    const bool settled =
+        power_iters || (values.defined() && ritz_values_settled(values, now, rank, unit_roundoff(now)).item<bool>());
+    if (settled || i == most) return {triplets_of_core(Q, core, P, rank), i, settled};
+    values = now;
+  }
+}
+
+Careful carry_on(const Operator& A, const Stopped& stopped, const SvdOptions& options) {
+  if (!stopped.iterated) {
+    // One more, since the last step has lost what lies below √u of the largest singular value.
+    const auto left =
+        options.power_iters ? std::optional(*options.power_iters - stopped.power_iters + 1) : std::nullopt;
+    auto rest = iterate_carefully(A, orthonormalize(stopped.group.Z), options.rank, left);
+    rest.power_iters += stopped.power_iters;
+    return rest;
+  }
+  const auto Q = orthonormalize(stopped.group.Y);
+  return {triplets_of_rows(Q, A->rmatmat(Q), options.rank), stopped.power_iters, stopped.converged};
+}
+
+// ---- one matrix ----
+
+RandomizedSvd without_iterations(const Operator& A, const SvdOptions& options, int64_t width) {
+  const auto sketch = sketch_range(A, width, options.seed);
+  const auto Q = orthonormalize(sketch.range);
+  const auto factors = triplets_of_rows(Q, sketch.A->rmatmat(Q), options.rank);
+  return unscaled(factors, estimate_error(residual_probe(sketch.probe, factors, options.seed, width)), sketch.exponent,
+                  SvdMethod::subspace);
+}
+
+Group first_step(const Operator& A, const at::Tensor& omega, int64_t width) {
+  auto product = A->normal_matmat(omega, {width, width});
+  return {A, {}, omega.narrow(1, 0, width), {}, std::move(product.co), {}, std::move(product.image), {}};
+}
+
+RandomizedSvd result_of(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
+                        bool converged, const SvdOptions& options, int64_t width) {
+  auto result = unscaled(factors, estimate_error(residual_probe(probe, factors, options.seed, width)), exponent,
+                         SvdMethod::subspace);
+  result.power_iters = power_iters;
+  result.converged = converged;
+  return result;
+}
+
+// Whether the rounding of a lower precision, some u_low ‖A‖_F / sqrt(m) in a column of AᴴA P of unit length, has left
+// the range finder's result as good as in the full one. It turns the k-th right vector by rho = that over σ_k; the last
+// step, in full precision, multiplies this by the tail of A, so that ‖A - Q QᴴA‖_F^2 grows by k rho^2 / n of itself
+// at most: by less than 0.25 % where k <= n / 4 and rho <= 1 / 10.
+bool rounding_is_hidden(const Triplets& factors, const at::Tensor& probe, double u_low, int64_t rows) {
+  const double noise = 2 * u_low * frobenius_estimate(probe) / std::sqrt(static_cast<double>(rows));
+  return factors.S[-1].item<double>() >= 10 * noise;
+}
+
+std::optional<RandomizedSvd> svd_in_lower_precision(const Operator& A, const SvdOptions& options, int64_t width,
+                                                    const at::Tensor& omega) {
+  if (options.precision == Precision::full || 4 * width > A->columns()) return std::nullopt;
+  const auto low = A->lowered(options.precision == Precision::lowest);
+  if (!low.A) return std::nullopt;
+  auto group = first_step(low.A, omega, width);
+  // float32's range, which bfloat16 shares.
+  if (!squares_in_range(at::empty({0}), largest_magnitude(group.probe))) return std::nullopt;
+  QuickIteration iteration(options.rank, options.power_iters, A, omega.narrow(1, width, kProbes));
+  auto iterated = iteration.run(std::move(group));
+  if (iterated.finished.empty()) return std::nullopt;
+  const auto& done = iterated.finished.front();
+  if (!rounding_is_hidden(done.factors, done.group.probe, low.roundoff, A->rows())) return std::nullopt;
+  auto result = result_of(done.factors, done.group.probe, 0, done.power_iters, done.converged, options, width);
+  result.lowered = true;
+  return result;
+}
+
+// Which matrices of a batch have squares that are far from overflow and underflow.
+at::Tensor in_range(const at::Tensor& probe) {
+  const auto magnitudes = squared_magnitude(probe).amax({-2, -1}).sqrt().to(at::kCPU, at::kDouble);
+  auto mask = at::empty(magnitudes.sizes(), at::kBool);
+  for (int64_t i = 0; i < magnitudes.numel(); ++i)
+    mask.mutable_data_ptr<bool>()[i] = squares_in_range(probe, magnitudes.const_data_ptr<double>()[i]);
+  return mask.to(probe.device());
+}
+
+}  // namespace
+
+RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t width) {
+  if (options.power_iters == 0) return without_iterations(A, options, width);
+  const auto omega = gaussian(A->columns(), width + kProbes, options.seed, 0, A->options());
+  if (auto result = svd_in_lower_precision(A, options, width, omega)) return std::move(*result);
+
+  auto group = first_step(A, omega, width);
+  int exponent = 0;
+  if (!squares_in_range(group.probe, largest_magnitude(group.probe))) {
+    exponent = range_exponent(*A, group.probe);
+    if (exponent != 0) group = first_step(scaled(A, exponent), omega, width);
+  }
+  const auto op = group.A;
+  QuickIteration iteration(options.rank, options.power_iters, nullptr, {});
+  auto iterated = iteration.run(std::move(group));
+  if (!iterated.finished.empty()) {
+    const auto& done = iterated.finished.front();
+    return result_of(done.factors, done.group.probe, exponent, done.power_iters, done.converged, options, width);
+  }
+  const auto& stopped = iterated.stopped.front();
+  const auto rest = carry_on(op, stopped, options);
+  return result_of(rest.factors, stopped.group.probe, exponent, rest.power_iters, rest.converged, options, width);
+}
+
+BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t width) {
+  const int64_t count = A.size(0), m = A.size(1), n = A.size(2), rank = options.rank;
+  const auto real = A.options().dtype(c10::toRealValueType(A.scalar_type()));
+  BatchedSvd result{at::empty({count, m, rank}, A.options()), at::empty({count, rank}, real),
+                    at::empty({count, rank, n}, A.options()), std::vector<SvdOutcome>(count)};
+
+  const auto omega = gaussian(n, width + kProbes, options.seed, 0, A.options());
+  auto group = first_step(as_operator(A), omega, width);
+  group.which = at::arange(count, A.options().dtype(at::kLong));
+  auto [usable, rest] = partition(std::move(group), in_range(group.probe));
+  QuickIteration iteration(rank, options.power_iters, nullptr, {});
+  auto iterated = usable ? iteration.run(std::move(*usable)) : Iterated{};
+  for (const auto& [done, factors, power_iters, converged] : iterated.finished) {
+    result.U.index_copy_(0, done.which, factors.U);
+    result.S.index_copy_(0, done.which, factors.S);
+    result.Vh.index_copy_(0, done.which, factors.Vh);
+    const auto errors = estimate_errors(residual_probe(done.probe, factors, options.seed, width));
+    const auto numbers = done.which.to(at::kCPU);
+    for (int64_t i = 0; i < numbers.numel(); ++i)
+      result.outcomes[numbers.const_data_ptr<int64_t>()[i]] = {.error = errors[i],
+                                                               .passes = 2 + 2 * power_iters,
+                                                               .power_iters = power_iters,
+                                                               .converged = converged,
+                                                               .method = SvdMethod::subspace};
+  }
+  // What cannot be iterated with the others is computed alone.
+  std::vector<at::Tensor> alone;
+  if (rest) alone.push_back(rest->which);
+  for (const auto& stopped : iterated.stopped) alone.push_back(stopped.group.which);
+  for (const auto& numbers : alone) {
+    const auto on_cpu = numbers.to(at::kCPU);
+    for (int64_t j = 0; j < on_cpu.numel(); ++j) {
+      const int64_t i = on_cpu.const_data_ptr<int64_t>()[j];
+      const auto matrix = as_operator(A.select(0, i));
+      const auto one = subspace_svd(matrix, options, width);
+      result.U.select(0, i).copy_(one.U);
+      result.S.select(0, i).copy_(one.S);
+      result.Vh.select(0, i).copy_(one.Vh);
+      result.outcomes[i] = one;
+      result.outcomes[i].passes = matrix->passes();
+    }
+  }
+  return result;
+}
+
+}  // namespace fastlr

@@ -1,0 +1,116 @@
+#include "tall.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "checks.hpp"
+
+namespace fastlr {
+
+int64_t row_shares(const at::Tensor& like, int64_t rows, int64_t height) {
+  if (!like.is_cpu() || at::in_parallel_region()) return 1;
+  return std::clamp<int64_t>(rows / std::max<int64_t>(1, height), 1, at::get_num_threads());
+}
+
+void for_row_blocks(int64_t rows, int64_t height, int64_t shares, const RowVisitor& visit) {
+  const auto run = [&](int64_t share) {
+    const int64_t end = rows * (share + 1) / shares;
+    for (int64_t row = rows * share / shares; row < end; row += height) visit(share, row, std::min(height, end - row));
+  };
+  if (shares == 1) return run(0);
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowAutograd guard;
+    for (int64_t share = begin; share < end; ++share) run(share);
+  });
+}
+
+int64_t cached_rows(int64_t bytes_per_row) {
+  constexpr int64_t cache = 1 << 20;
+  return std::max<int64_t>(128, cache / std::max<int64_t>(1, bytes_per_row));
+}
+
+at::Tensor tall_product(const at::Tensor& Y, const at::Tensor& T) {
+  const auto factor = T.to(Y.scalar_type());
+  if (Y.dim() > 2) return at::matmul(Y, factor);
+  const int64_t rows = Y.size(0), height = cached_rows(Y.size(1) * Y.element_size());
+  const int64_t shares = row_shares(Y, rows, height);
+  if (shares == 1) return at::mm(Y, factor);
+  // In the layout of Y.
+  const bool columns_first = Y.stride(0) == 1 && Y.stride(1) != 1;
+  auto product =
+      columns_first ? at::empty({T.size(1), rows}, Y.options()).t() : at::empty({rows, T.size(1)}, Y.options());
+  for_row_blocks(rows, height, shares, [&](int64_t, int64_t row0, int64_t count) {
+    auto block = product.narrow(0, row0, count);
+    at::mm_out(block, Y.narrow(0, row0, count), factor);
+  });
+  return product;
+}
+
+void tall_add_product_(at::Tensor& Y, const at::Tensor& C) {
+  const auto factor = C.to(Y.scalar_type());
+  if (Y.dim() > 2) {
+    Y += at::matmul(Y, factor);
+    return;
+  }
+  const int64_t height = cached_rows(2 * Y.size(1) * Y.element_size());
+  for_row_blocks(Y.size(0), height, row_shares(Y, Y.size(0), height), [&](int64_t, int64_t row0, int64_t count) {
+    auto block = Y.narrow(0, row0, count);
+    block += at::mm(block, factor);
+  });
+}
+
+at::ScalarType wide_type(const at::Tensor& Y) { return Y.is_complex() ? at::kComplexDouble : at::kDouble; }
+
+namespace {
+
+// YᴴY in double precision as a sum of short sums, in which rounding to one side has not far to go.
+at::Tensor gram_of_short_sums(const at::Tensor& Y) {
+  constexpr int64_t length = 32;
+  const int64_t whole = Y.size(0) / length;
+  const auto rest = Y.narrow(0, whole * length, Y.size(0) % length);
+  auto G = at::mm(rest.mH(), rest);
+  if (whole > 0) {
+    const auto short_blocks = Y.narrow(0, 0, whole * length).unflatten(0, {whole, length});
+    G += at::bmm(short_blocks.mH(), short_blocks).sum(0);
+  }
+  return G;
+}
+
+}  // namespace
+
+at::Tensor accurate_gram(const at::Tensor& Y) {
+  const bool widest = Y.scalar_type() == wide_type(Y);
+  const int64_t rows = Y.size(-2), columns = Y.size(-1), height = cached_rows(2 * columns * Y.element_size());
+  at::Tensor G;
+  if (Y.dim() > 2 || (!widest && rows <= height) || !Y.is_cpu()) {
+    const auto wide = Y.to(wide_type(Y));
+    G = at::matmul(wide.mH(), wide);
+  } else {
+    const int64_t shares = row_shares(Y, rows, height);
+    auto parts = at::zeros({shares, columns, columns}, Y.options().dtype(wide_type(Y)));
+    for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+      const auto block = Y.narrow(0, row0, count), wide = block.to(wide_type(Y));
+      parts.select(0, share).add_(widest ? gram_of_short_sums(block) : at::mm(wide.mH(), wide));
+    });
+    G = shares == 1 ? parts.squeeze(0) : parts.sum(0);
+  }
+  if (widest) G.diagonal(0, -2, -1).copy_(squared_magnitude(Y).sum(-2));
+  return G;
+}
+
+CholeskyFactors cholesky_factors(const at::Tensor& G, double shift) {
+  const auto norms = at::real(G.diagonal(0, -2, -1)).clamp_min(0).sqrt();
+  const auto scale = at::where(norms > 0, norms, 1.0);
+  auto unit = G / (scale.unsqueeze(-1) * scale.unsqueeze(-2));
+  if (shift > 0) unit.diagonal(0, -2, -1).add_(shift);
+  const auto [L, info] = at::linalg_cholesky_ex(unit);
+  const auto inverse = at::linalg_solve_triangular(L, at::eye(G.size(-1), G.options()), /*upper=*/false).mH();
+  const double size = std::sqrt(static_cast<double>(std::max<int64_t>(1, G.size(-1))));
+  return {L.mH() * scale.unsqueeze(-2), inverse / scale.unsqueeze(-1), info == 0,
+          at::linalg_vector_norm(inverse, 2, at::IntArrayRef({-2, -1})) / size};
+}
+
+}  // namespace fastlr
