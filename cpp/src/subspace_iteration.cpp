@@ -80,7 +80,8 @@ struct Iterated {
   std::vector<Stopped> stopped;
 };
 
-// The singular values of QᴴA, Q = orth(A P), from P and Z = AᴴA P alone: PᴴZ = (A P)ᴴ(A P) = RᴴR, AᴴQ = Z R^-1.
+// The singular values of QᴴA, Q = orth(A P), from P and Z = AᴴA P alone: PᴴZ = (A P)ᴴ(A P) = RᴴR, AᴴQ = Z R^-1; and
+// whether rounding allows that.
 std::pair<at::Tensor, at::Tensor> ritz_values(const Group& group) {
   const auto wide = wide_type(group.Z);
   const auto factors = cholesky_factors(at::matmul(group.P.to(wide).mH(), group.Z.to(wide)));
@@ -88,6 +89,12 @@ std::pair<at::Tensor, at::Tensor> ritz_values(const Group& group) {
   const auto T = at::where(valid.unsqueeze(-1).unsqueeze(-1), factors.T, 0.0);
   const auto squares = at::linalg_eigvalsh(at::matmul(T.mH(), at::matmul(group.gram, T)));
   return {squares.clamp_min(0).sqrt().flip(-1), valid};
+}
+
+// Those of A P for orthonormal P, which the rounding of a lower precision leaves defined.
+std::pair<at::Tensor, at::Tensor> rough_ritz_values(const Group& group) {
+  const auto squares = at::linalg_eigvalsh(at::matmul(group.P.mH(), group.Z));
+  return {squares.clamp_min(0).sqrt().flip(-1), at::ones({}, at::kBool)};
 }
 
 // A ≈ Q (AᴴQ)ᴴ for Q = orth(Y), Y = A P; the mask says for which matrices this is accurate to rounding.
@@ -138,7 +145,7 @@ class QuickIteration {
  private:
   // Takes out those whose Ritz values have settled.
   MaybeGroup without_settled(Group group, int64_t i, int64_t most) {
-    const auto [now, valid] = ritz_values(group);
+    const auto [now, valid] = last_ ? rough_ritz_values(group) : ritz_values(group);
     const auto before = std::exchange(group.values, now);
     auto [usable, broken] = partition(std::move(group), valid);
     if (broken) result_.stopped.push_back({std::move(*broken), i, false, false});
@@ -261,6 +268,11 @@ Group first_step(const Operator& A, const at::Tensor& omega, int64_t width) {
   return {A, {}, omega.narrow(1, 0, width), {}, std::move(product.co), {}, std::move(product.image), {}};
 }
 
+// Ritz values are those of orthonormal columns.
+at::Tensor with_orthonormal_columns(const at::Tensor& omega, int64_t width) {
+  return at::cat({orthonormalize(omega.narrow(1, 0, width)), omega.narrow(1, width, kProbes)}, 1);
+}
+
 RandomizedSvd result_of(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
                         bool converged, const SvdOptions& options, int64_t width) {
   auto result = unscaled(factors, estimate_error(residual_probe(probe, factors, options.seed, width)), exponent,
@@ -284,7 +296,7 @@ std::optional<RandomizedSvd> svd_in_lower_precision(const Operator& A, const Svd
   if (options.precision == Precision::full || 4 * width > A->columns()) return std::nullopt;
   const auto low = A->lowered(options.precision == Precision::lowest);
   if (!low.A) return std::nullopt;
-  auto group = first_step(low.A, omega, width);
+  auto group = first_step(low.A, options.power_iters ? omega : with_orthonormal_columns(omega, width), width);
   // float32's range, which bfloat16 shares.
   if (!squares_in_range(at::empty({0}), largest_magnitude(group.probe))) return std::nullopt;
   QuickIteration iteration(options.rank, options.power_iters, A, omega.narrow(1, width, kProbes));
