@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ def operator_of_functions(
     matmat: Callable[[Tensor], Tensor],
     rmatmat: Callable[[Tensor], Tensor],
 ) -> Operator: ...
+def operator_of_blocks(
+    rows: int | None,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    iterate: Callable[[], Iterator[Tensor]],
+) -> Operator: ...
+def adjoint(A: Operator) -> Operator: ...
 def randomized_svd(
     A: Operator,
     rank: int,

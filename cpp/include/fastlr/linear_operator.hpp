@@ -15,9 +15,11 @@ struct TwoSidedSketch {
   at::Tensor right;  // A * Omega, columns [0, k)
   at::Tensor left;   // Aᴴ * Psi, columns [0, l)
   at::Tensor core;   // Phiᴴ A Gamma, s x s: Phi and Gamma are the s columns that follow those of Psi and Omega
+  at::Tensor sums;   // of the columns of A, 1 x n, where they are asked for
 };
 struct TwoSidedWidths {
   int64_t right, left, core;
+  bool sums = false;
 };
 
 // An m x n matrix A of float32, float64, complex64 or complex128. Products of it are counted, checked for
@@ -34,7 +36,7 @@ class LinearOperator {
   const at::TensorOptions& options() const { return options_; }
 
   // Passes over A so far: products, reads of a source of row blocks, scans.
-  int64_t passes() const { return passes_; }
+  virtual int64_t passes() const { return passes_; }
 
   at::Tensor matmat(const at::Tensor& X) const;   // A X
   at::Tensor rmatmat(const at::Tensor& Y) const;  // Aᴴ Y
@@ -90,8 +92,8 @@ Operator adjoint(Operator A);
 Operator centered(Operator A);
 Operator scaled(Operator A, int exponent);
 
-// Rows that are read block by block, in order; every read visits all of them once. Where the number of rows shows
-// only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
+// Rows that are read block by block, in order; every read visits all of them once, or is a ValueError. Where the
+// number of rows shows only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
 constexpr int64_t kUnknown = -1;
 class RowBlocks {
  public:

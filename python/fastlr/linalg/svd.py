@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
-from fastlr.linalg._sources import Matrix, open_matrix
+from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
 Method = Literal["auto", "subspace", "krylov", "single_pass", "nystrom"]
@@ -22,6 +22,7 @@ _METHODS = (
     "generalized Nyström",
     "blocked QB",
 )
+_ONE_READ = ("single_pass", "nystrom")
 
 
 def randomized_svd(
@@ -128,7 +129,9 @@ def randomized_svd(
     torch.Size([7])
     """
     caller = "randomized_svd"
-    matrix = open_matrix(A, caller)
+    if method == "auto" and tol is None and not can_be_read_again(A):
+        method = "single_pass"
+    matrix = open_matrix(A, caller, read_once=method in _ONE_READ)
     iterations = _as_power_iters(power_iters, caller)
     _check_request(matrix, rank, tol, method, iterations, caller)
     oversample = as_integer(oversample, caller, "oversample")
@@ -146,7 +149,7 @@ def randomized_svd(
             "randomized_svd", matrix, most_rank, *common, chosen, center, as_seed(seed, caller)
         )
     U, S, Vh, numbers = factors
-    info = _info(numbers.detach())
+    info = _info(numbers.detach(), matrix.reads)
     _warn_unless_converged(info, tol, caller)
     return SVDResult(matrix.restore(U, out), matrix.restore(S, out), matrix.restore(Vh, out), info)
 
@@ -176,8 +179,7 @@ def _check_request(
 ) -> None:
     if rank is None and tol is None:
         raise ValueError(f"{caller}: give rank, tol, or both")
-    one_read = method in ("single_pass", "nystrom")
-    if one_read and iterations:
+    if method in _ONE_READ and iterations:
         raise ValueError(
             f'{caller}: method="{method}" has no power iterations, got power_iters={iterations}'
         )
@@ -193,7 +195,7 @@ def _check_request(
         )
 
 
-def _info(numbers: Tensor) -> SVDInfo:
+def _info(numbers: Tensor, reads: int) -> SVDInfo:
     if not numbers.numel():
         nothing: Any = numbers.sum(-1)
         return SVDInfo("none", 0, nothing, nothing, 0.0, nothing, 0, True)
@@ -205,7 +207,7 @@ def _info(numbers: Tensor) -> SVDInfo:
 
     return SVDInfo(
         method=_METHODS[int(method.flatten()[0])],
-        passes=int(passes.max()),
+        passes=reads + int(passes.max()),
         error=value(upper),
         error_estimate=value(estimate),
         failure_probability=float(failure.max()),
