@@ -76,18 +76,15 @@ PYBIND11_MODULE(_core, module) {
       "X -> A X and Y -> Aᴴ Y as functions of tensors.");
   module.def(
       "operator_of_blocks",
-      [](std::optional<int64_t> rows, int64_t columns, at::ScalarType dtype, at::Device device, py::object iterate) {
+      [](std::optional<int64_t> rows, int64_t columns, at::ScalarType dtype, at::Device device, bool of_adjoint,
+         py::object iterate) {
         return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(
-            std::make_shared<PythonRowBlocks>(rows, columns, options(dtype, device), std::move(iterate))));
+            std::make_shared<PythonRowBlocks>(rows, columns, options(dtype, device), of_adjoint, std::move(iterate))));
       },
-      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("iterate"),
-      "Rows in blocks, from a function that begins a read and returns an iterator of tensors; rows None: unknown.");
-  module.def(
-      "adjoint",
-      [](const std::shared_ptr<LinearOperator>& A) {
-        return std::const_pointer_cast<LinearOperator>(fastlr::adjoint(A));
-      },
-      py::arg("A"), "Aᴴ, by products with A.");
+      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("of_adjoint"),
+      py::arg("iterate"),
+      "Blocks of rows, of A or of Aᴴ, from a function that begins a read and returns an iterator of tensors; rows "
+      "None: unknown.");
   using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("seed"), Released());

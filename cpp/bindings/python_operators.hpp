@@ -49,12 +49,18 @@ class PythonOperator final : public LinearOperator {
 // `rows` is nothing where it shows only when they are read.
 class PythonRowBlocks final : public RowBlocks {
  public:
-  PythonRowBlocks(std::optional<int64_t> rows, int64_t columns, at::TensorOptions options, py::object iterate)
-      : rows_(rows.value_or(kUnknown)), columns_(columns), options_(options), iterate_(std::move(iterate)) {}
+  PythonRowBlocks(std::optional<int64_t> rows, int64_t columns, at::TensorOptions options, bool of_adjoint,
+                  py::object iterate)
+      : rows_(rows.value_or(kUnknown)),
+        columns_(columns),
+        options_(options),
+        of_adjoint_(of_adjoint),
+        iterate_(std::move(iterate)) {}
 
   int64_t rows() const override { return rows_; }
   int64_t columns() const override { return columns_; }
   at::TensorOptions options() const override { return options_; }
+  bool of_adjoint() const override { return of_adjoint_; }
   void read(const Visitor& visit) const override {
     // A generator that is let go in the middle runs its `finally`: what it had opened is closed on an error, too.
     const Held iterator([&] {
@@ -78,6 +84,7 @@ class PythonRowBlocks final : public RowBlocks {
 
   int64_t rows_, columns_;
   at::TensorOptions options_;
+  bool of_adjoint_;
   Held iterate_;
 };
 

@@ -383,12 +383,14 @@ class RowBlocksOperator final : public LinearOperator {
   }
 
  private:
-  static void check_block(const char* caller, int64_t row0, const at::Tensor& block) {
+  void check_block(const char* caller, int64_t row0, const at::Tensor& block) const {
     const auto bad = at::isfinite(block).logical_not_().nonzero();
     if (bad.size(0) == 0) return;
     const int64_t row = bad[0][0].item<int64_t>(), column = bad[0][1].item<int64_t>();
-    TORCH_CHECK_VALUE(false, caller, ": A must be finite, got ", block[row][column].item(), " at index (", row0 + row,
-                      ", ", column, ")");
+    auto index = std::pair(row0 + row, column);
+    if (source_->of_adjoint()) std::swap(index.first, index.second);
+    TORCH_CHECK_VALUE(false, caller, ": A must be finite, got ", block[row][column].item(), " at index (", index.first,
+                      ", ", index.second, ")");
   }
   void read(const RowBlocks::Visitor& visitor) const {
     count_passes(1);
@@ -421,7 +423,9 @@ Operator as_operator(const at::Tensor& A) {
 }
 
 Operator as_operator(std::shared_ptr<const RowBlocks> blocks) {
-  return std::make_shared<RowBlocksOperator>(std::move(blocks));
+  const bool of_adjoint = blocks->of_adjoint();
+  Operator rows = std::make_shared<RowBlocksOperator>(std::move(blocks));
+  return of_adjoint ? adjoint(std::move(rows)) : rows;
 }
 
 Operator adjoint(Operator A) {

@@ -20,9 +20,9 @@ def operator_of_blocks(
     columns: int,
     dtype: torch.dtype,
     device: torch.device,
+    of_adjoint: bool,
     iterate: Callable[[], Iterator[Tensor]],
 ) -> Operator: ...
-def adjoint(A: Operator) -> Operator: ...
 def randomized_svd(
     A: Operator,
     rank: int,

@@ -92,7 +92,7 @@ Operator adjoint(Operator A);
 Operator centered(Operator A);
 Operator scaled(Operator A, int exponent);
 
-// Rows that are read block by block, in order; every read visits all of them once, or is a ValueError. Where the
+// Rows of A that are read block by block, in order; every read visits all of them once, or is a ValueError. Where the
 // number of rows shows only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
 constexpr int64_t kUnknown = -1;
 class RowBlocks {
@@ -102,6 +102,7 @@ class RowBlocks {
   virtual int64_t rows() const = 0;
   virtual int64_t columns() const = 0;
   virtual at::TensorOptions options() const = 0;
+  virtual bool of_adjoint() const { return false; }  // whether these are the rows of Aᴴ
   virtual void read(const Visitor& visit) const = 0;
 };
 

@@ -77,8 +77,7 @@ def operator_of(source: Source, rows: int | None, caller: str) -> _core.Operator
             yield tensor.conj_physical() if by_columns else tensor
 
     device = source.device or torch.device("cpu")
-    operator = _core.operator_of_blocks(rows, source.shape[1], dtype, device, read)
-    return _core.adjoint(operator) if by_columns else operator
+    return _core.operator_of_blocks(rows, source.shape[1], dtype, device, by_columns, read)
 
 
 def promoted(source: Source) -> torch.dtype:

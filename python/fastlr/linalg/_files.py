@@ -171,10 +171,10 @@ class FileMatrix:
             got = file.readinto(piece)
             if not got:
                 raise ValueError(
-                    f"{self.caller}: {self.path} is truncated: it ends at byte {file.tell()}, "
-                    f"{len(piece)} before what was to be read"
+                    f"{self.caller}: {self.path} is truncated: it ends at byte "
+                    f"{os.fstat(file.fileno()).st_size}, a block at {position + len(piece)}"
                 )
-            piece = piece[got:]
+            piece, position = piece[got:], position + got
 
 
 def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
