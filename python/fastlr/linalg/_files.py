@@ -124,7 +124,7 @@ class FileMatrix:
         m, n = self.shape
         computed = computed_dtype(self.dtype, torch.float64, self.caller, self.path)[1]
         added = self._bytes(self._pieces(2)) - self._bytes(self._pieces(1))
-        step = min(m, block_height(max(added, n * computed.itemsize)))
+        step = max(1, min(m, block_height(max(added, n * computed.itemsize))))
         buffers = [np.empty(self._bytes(self._pieces(step)), np.uint8) for _ in range(2)]
         with FileIO(self.path) as file:
             if _identity(file) != self.identity:
