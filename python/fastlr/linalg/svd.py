@@ -41,10 +41,16 @@ def randomized_svd(
 
     Parameters
     ----------
-    A : array, Tensor, sparse matrix or operator, shape (…, m, n)
+    A : array, Tensor, sparse matrix, operator or source of rows, shape (…, m, n)
         A NumPy array or torch tensor, real or complex, whose leading dimensions are a batch; a
         SciPy or torch sparse matrix (COO, CSR, CSC); a `LinearOperator` of fastlr or SciPy.
         float16 and bfloat16 are computed in float32. Never written to.
+
+        Or what may be larger than memory, read in blocks of rows: an ``np.memmap``; a dataset of
+        HDF5, zarr or their like (a 2-D ``shape``, a ``dtype``, and rows ``A[i:j]``); the path of a
+        ``.npy`` file or of a ``.safetensors`` file that holds one matrix; a list or tuple of such
+        paths, datasets or matrices, which lie one below the other; an object that yields matrices
+        of the same rows whenever it is iterated over; an iterator, which is read once.
     rank : int, optional
         Number of triplets, between 1 and min(m, n). With `tol`, the most that are returned.
     tol : float, optional
@@ -62,7 +68,8 @@ def randomized_svd(
         "subspace": subspace iteration, or a blocked QB factorization with `tol`. "krylov": a block
         Krylov space with thick restarts, for high relative accuracy. "single_pass" (three sketches)
         and "nystrom" (generalized Nyström): one product with A and one with Aᴴ that do not depend
-        on each other, no power iterations. "auto": "subspace".
+        on each other, no power iterations; one read of rows in blocks. "auto": "subspace", or
+        "single_pass" for an iterator.
     center : bool
         Decompose A minus the mean of its rows, without forming it. Where the mean dwarfs the
         spread, rounding is relative to the mean.
@@ -85,9 +92,11 @@ def randomized_svd(
     ValueError
         Neither `rank` nor `tol`, one of them out of range, a negative `oversample` or
         `power_iters`, an unknown `method`, an entry that is not finite (its index is named where
-        entries can be seen).
+        entries can be seen); a block that does not fit the first one, a file that is truncated or
+        changes, another number of rows in a later read, an iterator where it would be read twice.
     TypeError
-        An input of none of the kinds above, a number that is not an integer.
+        An input of none of the kinds above, a number that is not an integer, a block of another
+        dtype than the first one.
 
     Warns
     -----
@@ -109,7 +118,13 @@ def randomized_svd(
     projected norm, without a chance of failure, unless that would cancel (tol below 32·√u) or A is
     an operator: then every decision takes a fresh probe.
 
-    Matrices of a batch share their draws, and are computed one to a thread.
+    Rows in blocks: AᴴA·X is one read where the blocks run along the longer side, which makes
+    2 + power_iters reads (2 + 2·power_iters with `center`, or across it); one more counts the rows
+    of an object that is iterated over. Blocks of 32 MiB are read by a thread, each while the one
+    before is multiplied: memory is two blocks and some arrays of (m + n)·l numbers.
+
+    Matrices of a batch share their draws, and are computed one to a thread. Ctrl-C stops between
+    products and between blocks.
 
     Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011);
     Yu, Gu, Li, SIMAX 39 (2018), for `tol`; Musco, Musco, NeurIPS 2015, and Baglama, Reichel, BIT 46
