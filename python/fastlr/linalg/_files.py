@@ -129,7 +129,7 @@ class FileMatrix:
         with FileIO(self.path) as file:
             if _identity(file) != self.identity:
                 raise ValueError(
-                    f"{self.caller}: {self.path} was replaced or changed its size while it was read"
+                    f"{self.caller}: {self.path} was replaced by another file while it was in use"
                 )
             for start in range(0, m, step):
                 yield self._read(file, start, min(step, m - start), buffers[0])
@@ -145,7 +145,8 @@ class FileMatrix:
         span = (lengths[inner] - 1) * self.strides[inner]
         before, extent = max(0, -span), abs(span) + self.stored.itemsize
         apart = self.strides[outer]
-        if outer == 0 and 0 <= apart <= 2 * extent:
+        # What lies between rows is read along, if it is shorter than a row or a page.
+        if outer == 0 and 0 <= apart <= extent + max(extent, mmap.PAGESIZE):
             return _Pieces(1, 0, (rows - 1) * apart + extent, before, self.strides)
         strides = (extent, self.strides[1]) if outer == 0 else (self.strides[0], extent)
         return _Pieces(lengths[outer], apart, extent, before, strides)
@@ -188,14 +189,14 @@ def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
             header = read_header(file)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{caller}: {name} has no header of a matrix: {error}") from None
-        identity = _identity(file)
+        identity, size = _identity(file), os.fstat(file.fileno()).st_size
     if len(header.shape) != 2:
         raise ValueError(f"{caller}: {name} must hold a matrix, got shape {header.shape}")
     (m, n), itemsize = header.shape, header.stored.itemsize
     end = header.offset + m * n * itemsize
-    if identity[-1] < end:
+    if size < end:
         raise ValueError(
-            f"{caller}: {name} is truncated: it has {identity[-1]} bytes, its header promises {end}"
+            f"{caller}: {name} is truncated: it has {size} bytes, its header promises {end}"
         )
     dtype = header.dtype or torch_dtype(header.stored, caller, name, "a file")
     strides = (itemsize, m * itemsize) if header.by_columns else (n * itemsize, itemsize)
@@ -221,10 +222,10 @@ def behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
     end = first + sum(max(0, span) for span in spans) + A.itemsize
     path = os.fspath(A.filename)
     with FileIO(path) as file:
-        identity = _identity(file)
-        if min(identity[-1], mapping.size()) < start + end:
+        identity, size = _identity(file), min(os.fstat(file.fileno()).st_size, mapping.size())
+        if size < start + end:
             raise ValueError(
-                f"{caller}: {path} is truncated: it has {identity[-1]} bytes, the memmap needs "
+                f"{caller}: {path} is truncated: it has {size} bytes, the memmap needs "
                 f"{start + end}"
             )
         # The name may have gone to another file since; a rewritten one shows at its ends.
@@ -241,7 +242,7 @@ def behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
 
 def _identity(file: BinaryIO | FileIO) -> tuple[int, ...]:
     status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size
+    return status.st_dev, status.st_ino
 
 
 class _Header(NamedTuple):

@@ -52,7 +52,7 @@ def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
             f"{caller}: A is an iterator, which can be read once: only a one-read method takes it; "
             "give a list of blocks, or an object that can be iterated again"
         )
-    source = source_of(A, caller)
+    source = None if isinstance(A, Tensor) else source_of(A, caller)
     if source is not None:
         return _blocks(source, read_once, caller)
     adapted = adapt(A, caller, batched=True, complex_=True)
