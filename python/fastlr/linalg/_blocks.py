@@ -40,6 +40,10 @@ class Source(Protocol):
     def device(self) -> torch.device | None:
         """None: the rows are NumPy's, and so are the results."""
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is nothing to wait for."""
+
     def blocks(self) -> Iterator[Array]:
         """Read the rows; a block lasts until the second one after it is asked for."""
 
@@ -68,7 +72,7 @@ def operator_of(source: Source, rows: int | None, caller: str) -> _core.Operator
     dtype = computed_dtype(source.dtype, promoted(source), caller, source.name)[1]
 
     def read() -> Iterator[Tensor]:
-        for block in read_ahead(source.blocks()):
+        for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
             tensor = block if isinstance(block, Tensor) else as_tensor(block)
             if source.dtype == torch.bfloat16:
                 tensor = tensor.view(torch.bfloat16)
@@ -118,6 +122,7 @@ class _Dataset:
     """A dataset of HDF5, zarr or their like."""
 
     device = None
+    in_memory = False
 
     def __init__(self, data: Any, name: str, caller: str) -> None:
         self.name = name
@@ -160,6 +165,7 @@ class _Block:
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device | None
+    in_memory = True
 
     def blocks(self) -> Iterator[Array]:
         yield self.array
@@ -208,6 +214,7 @@ class _Stacked:
         self.shape = (sum(part.shape[0] or 0 for part in parts), first.shape[1])
         self.dtype = first.dtype
         self.device = first.device
+        self.in_memory = all(part.in_memory for part in parts)
         self._parts = parts
 
     def blocks(self) -> Iterator[Array]:
@@ -230,6 +237,7 @@ class _Iterated:
     """What an iterable yields, from its beginning in every read; an iterator can be read once."""
 
     name = "A"
+    in_memory = False
 
     def __init__(self, blocks: Iterable[Any], first: _Block, caller: str) -> None:
         self.shape = (None, first.shape[1])

@@ -106,6 +106,11 @@ class FileMatrix:
         return None
 
     @property
+    def in_memory(self) -> bool:
+        """Not yet."""
+        return False
+
+    @property
     def T(self) -> "FileMatrix":
         """The transpose."""
         return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
