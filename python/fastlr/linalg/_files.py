@@ -209,9 +209,9 @@ def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
 
 
 def behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
-    """Describe what a memmap shows of its file, or None where memory alone has it.
+    """Describe what a memmap shows of its file, or None where only the mapping shows it.
 
-    That is a copy-on-write mapping, one of a file without a name, and what is in no mapping.
+    That is a copy-on-write mapping, and one of a file that has no name, or has lost it.
     """
     mapping: Any = A
     while isinstance(mapping, np.ndarray):
@@ -226,21 +226,22 @@ def behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
     low = first + sum(min(0, span) for span in spans)
     end = first + sum(max(0, span) for span in spans) + A.itemsize
     path = os.fspath(A.filename)
-    with FileIO(path) as file:
-        identity, size = _identity(file), min(os.fstat(file.fileno()).st_size, mapping.size())
-        if size < start + end:
-            raise ValueError(
-                f"{caller}: {path} is truncated: it has {size} bytes, the memmap needs "
-                f"{start + end}"
-            )
-        # The name may have gone to another file since; a rewritten one shows at its ends.
-        for position in (low, max(low, end - mmap.PAGESIZE)):
-            shown = mapped[position : min(position + mmap.PAGESIZE, end)].tobytes()
-            file.seek(start + position)
-            if file.read(len(shown)) != shown:
-                raise ValueError(
-                    f"{caller}: {path} is not the file that was mapped any more; map it again"
-                )
+    if mapping.size() < start + end:
+        raise ValueError(
+            f"{caller}: {path} is truncated: it has {mapping.size()} bytes, the memmap needs "
+            f"{start + end}"
+        )
+    try:
+        with FileIO(path) as file:
+            identity = _identity(file)
+            # Another file that has the name by now shows at the ends.
+            for position in (low, max(low, end - mmap.PAGESIZE)):
+                shown = mapped[position : min(position + mmap.PAGESIZE, end)].tobytes()
+                file.seek(start + position)
+                if file.read(len(shown)) != shown:
+                    return None
+    except FileNotFoundError:
+        return None
     shape, strides = (A.shape[0], A.shape[1]), (A.strides[0], A.strides[1])
     return FileMatrix(path, identity, A.dtype, dtype, start + first, shape, strides, caller)
 
