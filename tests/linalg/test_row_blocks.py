@@ -464,18 +464,11 @@ def test_an_error_in_the_middle_ends_the_reader():
 def test_a_non_finite_entry_is_named(shape, bad, rank, tmp_path, small_blocks):
     A = matrix(*shape)
     A[25, 28] = bad
-    for method in ("subspace", "single_pass"):
-        for name, source in sources(A, tmp_path):
-            if name == "HDF5":
-                source.file.close()
-                os.unlink(tmp_path / "a.h5")
-            elif name == "chunked HDF5":
-                source.file.close()
-                os.unlink(tmp_path / "chunked.h5")
-            else:
-                words = r"A must be finite, got (nan|inf) at index \(25, 28\)"
-                with pytest.raises(ValueError, match=words):
-                    la.randomized_svd(source, rank, method=method, seed=0)
+    words = r"A must be finite, got (nan|inf) at index \(25, 28\)"
+    for source in (A, *(source for _, source in sources(A, tmp_path))):
+        for method in ("subspace", "single_pass"):
+            with pytest.raises(ValueError, match=words):
+                la.randomized_svd(source, rank, method=method, seed=0)
 
 
 # ---- everything that can be wrong with a source ----
