@@ -63,6 +63,8 @@ class Session:
         The help text.
     repeats : int
         Timed turns, unless ``--repeats`` says otherwise.
+    options : mapping, optional
+        Further options of the command line and their defaults.
 
     Attributes
     ----------
@@ -70,11 +72,21 @@ class Session:
         What the command line gave.
     """
 
-    def __init__(self, description: str | None, *, repeats: int = 7) -> None:
+    def __init__(
+        self,
+        description: str | None,
+        *,
+        repeats: int = 7,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         parser = argparse.ArgumentParser(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         add_options(parser, repeats=repeats)
+        for name, default in (options or {}).items():
+            parser.add_argument(
+                f"--{name}", type=type(default), default=default, help=f"(default: {default})"
+            )
         self.options = parser.parse_args()
         self._tables: list[dict[str, Any]] = []
 

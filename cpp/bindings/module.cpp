@@ -16,6 +16,7 @@
 namespace py = pybind11;
 using fastlr::LinearOperator;
 using fastlr::bindings::PythonOperator;
+using fastlr::bindings::PythonRowBlocks;
 
 namespace {
 
@@ -73,6 +74,17 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("matmat"), py::arg("rmatmat"),
       "X -> A X and Y -> Aᴴ Y as functions of tensors.");
+  module.def(
+      "operator_of_blocks",
+      [](std::optional<int64_t> rows, int64_t columns, at::ScalarType dtype, at::Device device, bool of_adjoint,
+         py::object iterate) {
+        return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(
+            std::make_shared<PythonRowBlocks>(rows, columns, options(dtype, device), of_adjoint, std::move(iterate))));
+      },
+      py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("of_adjoint"),
+      py::arg("iterate"),
+      "Blocks of rows, of A or of Aᴴ, from a function that begins a read and returns an iterator of tensors; rows "
+      "None: unknown.");
   using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("precision"), py::arg("seed"),

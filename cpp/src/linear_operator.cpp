@@ -82,7 +82,9 @@ TwoSidedSketch LinearOperator::two_sided_sketch(const TwoSidedWidths& widths, in
   const auto products = gaussian_matmat(widths.right + widths.core, right_seed);
   const auto gamma = products.narrow(1, widths.right, widths.core);
   auto core = gaussian_product(gamma.mH(), rows_, widths.core, left_seed, /*transposed=*/false, widths.left).mH();
-  return {products.narrow(1, 0, widths.right), gaussian_rmatmat(widths.left, left_seed), core};
+  at::Tensor sums;
+  if (widths.sums) sums = rmatmat(at::ones({rows_, 1}, options_)).mH();
+  return {products.narrow(1, 0, widths.right), gaussian_rmatmat(widths.left, left_seed), core, sums};
 }
 
 std::optional<double> LinearOperator::frobenius_norm() const {
@@ -286,6 +288,14 @@ class AdjointOperator final : public LinearOperator {
   explicit AdjointOperator(Operator A)
       : LinearOperator(A->columns(), A->rows(), A->options(), *A, /*counts=*/false), A_(std::move(A)) {}
 
+  const Operator& inner() const { return A_; }
+
+  // The two sides change places.
+  TwoSidedSketch two_sided_sketch(const TwoSidedWidths& widths, int64_t right_seed, int64_t left_seed) const override {
+    if (widths.sums) return LinearOperator::two_sided_sketch(widths, right_seed, left_seed);
+    auto sketch = A_->two_sided_sketch({widths.left, widths.right, widths.core}, left_seed, right_seed);
+    return {std::move(sketch.left), std::move(sketch.right), sketch.core.mH(), {}};
+  }
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
   at::Tensor to_dense() const override { return materialized_adjoint(A_->to_dense()); }
@@ -311,6 +321,22 @@ class CenteredOperator final : public LinearOperator {
   explicit CenteredOperator(Operator A)
       : LinearOperator(A->rows(), A->columns(), A->options(), *A, /*counts=*/false), A_(std::move(A)) {}
 
+  // One read sees the mean when it is over: what it adds to the sketches is taken away from them. `left` and `core`
+  // are linear in the rows of A, and the mean is one row 1 μᵀ of them.
+  TwoSidedSketch two_sided_sketch(const TwoSidedWidths& widths, int64_t right_seed, int64_t left_seed) const override {
+    if (!A_->reads_once()) return LinearOperator::two_sided_sketch(widths, right_seed, left_seed);
+    auto sketch = A_->two_sided_sketch({widths.right, widths.left, widths.core, /*sums=*/true}, right_seed, left_seed);
+    const int64_t m = sketch.right.size(0);
+    if (m == 0) return sketch;
+    const auto mean = sketch.sums / m;
+    const auto ones = at::ones({1, m}, options());
+    const auto psi = gaussian_product(ones, m, widths.left + widths.core, left_seed);
+    const auto gamma = gaussian(columns(), widths.core, right_seed, widths.right, options());
+    sketch.right = without_mean(sketch.right);
+    sketch.left -= at::mm(mean.mH(), psi.narrow(1, 0, widths.left));
+    sketch.core -= at::mm(psi.narrow(1, widths.left, widths.core).mH(), at::mm(mean, gamma));
+    return sketch;
+  }
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
   at::Tensor to_dense() const override { return without_mean(A_->to_dense()); }
@@ -380,12 +406,20 @@ class RowBlocksOperator final : public LinearOperator {
   bool reads_once() const override { return true; }
 
   void check_finite(const char* caller) const override {
+    if (rows() == kUnknown) return;  // two_sided_sketch has looked, and there is no second read
     read([&](int64_t row0, const at::Tensor& block) { check_block(caller, row0, block); });
+  }
+  at::Tensor to_dense() const override {
+    auto A = at::empty({rows(), columns()}, options());
+    read([&](int64_t row0, const at::Tensor& block) { A.narrow(0, row0, block.size(0)).copy_(block); });
+    return A;
   }
   TwoSidedSketch two_sided_sketch(const TwoSidedWidths& widths, int64_t right_seed, int64_t left_seed) const override {
     const auto omega = gaussian(columns(), widths.right + widths.core, right_seed, 0, options());
     auto left = at::zeros({columns(), widths.left}, options());
     auto core = at::zeros({widths.core, widths.core}, options());
+    at::Tensor sums;
+    if (widths.sums) sums = at::zeros({1, columns()}, options());
     std::vector<at::Tensor> right;  // of every block: the number of rows may not be known yet
     read([&](int64_t row0, const at::Tensor& block) {
       const auto products = at::mm(block, omega);
@@ -394,9 +428,10 @@ class RowBlocksOperator final : public LinearOperator {
       right.push_back(products.narrow(1, 0, widths.right).clone(at::MemoryFormat::Contiguous));
       left.addmm_(block.mH(), psi.narrow(1, 0, widths.left));
       core.addmm_(psi.narrow(1, widths.left, widths.core).mH(), products.narrow(1, widths.right, widths.core));
+      if (widths.sums) sums += block.sum(0);
     });
     if (right.empty()) right.push_back(at::empty({0, widths.right}, options()));
-    return {at::cat(right), left, core};
+    return {at::cat(right), left, core, sums};
   }
   std::optional<double> largest_magnitude() const override {
     double magnitude = 0.0;
@@ -407,7 +442,7 @@ class RowBlocksOperator final : public LinearOperator {
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override {
     auto Y = at::empty({rows(), X.size(1)}, options());
-    source_->read([&](int64_t row0, const at::Tensor& block) {
+    visit([&](int64_t row0, const at::Tensor& block) {
       auto part = Y.narrow(0, row0, block.size(0));
       at::mm_out(part, block, X);
     });
@@ -415,15 +450,14 @@ class RowBlocksOperator final : public LinearOperator {
   }
   at::Tensor do_rmatmat(const at::Tensor& Y) const override {
     auto Z = at::zeros({columns(), Y.size(1)}, options());
-    source_->read(
-        [&](int64_t row0, const at::Tensor& block) { Z.addmm_(block.mH(), Y.narrow(0, row0, block.size(0))); });
+    visit([&](int64_t row0, const at::Tensor& block) { Z.addmm_(block.mH(), Y.narrow(0, row0, block.size(0))); });
     return Z;
   }
   NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& wanted) const override {
     const int64_t kept = X.size(1) - wanted.image_from;
     auto image = at::empty({rows(), kept}, options());
     auto co = at::zeros({columns(), wanted.co_columns}, options());
-    source_->read([&](int64_t row0, const at::Tensor& block) {
+    visit([&](int64_t row0, const at::Tensor& block) {
       const auto Y = at::mm(block, X);
       image.narrow(0, row0, block.size(0)).copy_(Y.narrow(1, wanted.image_from, kept));
       co.addmm_(block.mH(), Y.narrow(1, 0, wanted.co_columns));
@@ -433,28 +467,43 @@ class RowBlocksOperator final : public LinearOperator {
   // The rows of Omega that a block needs are made when it is read.
   at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const override {
     auto Z = at::zeros({columns(), k}, options());
-    source_->read([&](int64_t row0, const at::Tensor& block) {
+    visit([&](int64_t row0, const at::Tensor& block) {
       Z.addmm_(block.mH(), gaussian(block.size(0), k, seed, column0, options(), row0));
     });
     return Z;
   }
   std::optional<double> do_frobenius_norm() const override {
     double norm = 0.0;
-    source_->read([&](int64_t, const at::Tensor& block) { norm = std::hypot(norm, fastlr::frobenius_norm(block)); });
+    visit([&](int64_t, const at::Tensor& block) { norm = std::hypot(norm, fastlr::frobenius_norm(block)); });
     return norm;
   }
 
  private:
-  static void check_block(const char* caller, int64_t row0, const at::Tensor& block) {
+  void check_block(const char* caller, int64_t row0, const at::Tensor& block) const {
     const auto bad = at::isfinite(block).logical_not_().nonzero();
     if (bad.size(0) == 0) return;
     const int64_t row = bad[0][0].item<int64_t>(), column = bad[0][1].item<int64_t>();
-    TORCH_CHECK_VALUE(false, caller, ": A must be finite, got ", block[row][column].item(), " at index (", row0 + row,
-                      ", ", column, ")");
+    auto index = std::pair(row0 + row, column);
+    if (source_->of_adjoint()) std::swap(index.first, index.second);
+    TORCH_CHECK_VALUE(false, caller, ": A must be finite, got ", block[row][column].item(), " at index (", index.first,
+                      ", ", index.second, ")");
   }
-  void read(const RowBlocks::Visitor& visit) const {
+  void read(const RowBlocks::Visitor& visitor) const {
     count_passes(1);
-    source_->read(visit);
+    visit(visitor);
+  }
+  // What is filled block by block is whole only if every read gives the same number of rows.
+  void visit(const RowBlocks::Visitor& visitor) const {
+    int64_t seen = 0;
+    source_->read([&](int64_t row0, const at::Tensor& block) {
+      seen += block.size(0);
+      TORCH_CHECK_VALUE(rows() == kUnknown || seen <= rows(), "row blocks: a read gave more than the ", rows(),
+                        " rows of A; every read must give the same rows");
+      visitor(row0, block);
+      check_interrupt();
+    });
+    TORCH_CHECK_VALUE(rows() == kUnknown || seen == rows(), "row blocks: a read gave ", seen, " of the ", rows(),
+                      " rows of A; every read must give the same rows");
   }
 
   std::shared_ptr<const RowBlocks> source_;
@@ -471,11 +520,14 @@ Operator as_operator(const at::Tensor& A) {
 }
 
 Operator as_operator(std::shared_ptr<const RowBlocks> blocks) {
-  return std::make_shared<RowBlocksOperator>(std::move(blocks));
+  const bool of_adjoint = blocks->of_adjoint();
+  Operator rows = std::make_shared<RowBlocksOperator>(std::move(blocks));
+  return of_adjoint ? adjoint(std::move(rows)) : rows;
 }
 
 Operator adjoint(Operator A) {
   if (const auto dense = std::dynamic_pointer_cast<const DenseOperator>(A)) return dense->adjoint();
+  if (const auto* adjoint = dynamic_cast<const AdjointOperator*>(A.get())) return adjoint->inner();
   return std::make_shared<AdjointOperator>(std::move(A));
 }
 Operator centered(Operator A) { return std::make_shared<CenteredOperator>(std::move(A)); }

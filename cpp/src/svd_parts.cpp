@@ -69,6 +69,7 @@ at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int6
 
 RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
   const auto dense = A->to_dense();
+  if (!std::isfinite(largest_magnitude(dense))) A->check_finite("randomized_svd");  // names the index in A
   check_finite(dense, "randomized_svd");
   auto [U, S, Vh] = at::linalg_svd(dense, /*full_matrices=*/false);
   const auto tail = S.narrow(0, rank, S.size(0) - rank);

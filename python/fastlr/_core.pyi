@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,14 @@ def operator_of_functions(
     device: torch.device,
     matmat: Callable[[Tensor], Tensor],
     rmatmat: Callable[[Tensor], Tensor],
+) -> Operator: ...
+def operator_of_blocks(
+    rows: int | None,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    of_adjoint: bool,
+    iterate: Callable[[], Iterator[Tensor]],
 ) -> Operator: ...
 def randomized_svd(
     A: Operator,

@@ -15,9 +15,11 @@ struct TwoSidedSketch {
   at::Tensor right;  // A * Omega, columns [0, k)
   at::Tensor left;   // Aᴴ * Psi, columns [0, l)
   at::Tensor core;   // Phiᴴ A Gamma, s x s: Phi and Gamma are the s columns that follow those of Psi and Omega
+  at::Tensor sums;   // of the columns of A, 1 x n, where they are asked for
 };
 struct TwoSidedWidths {
   int64_t right, left, core;
+  bool sums = false;
 };
 
 // Columns [image_from, k) of A X, and columns [0, co_columns) of AᴴA X.
@@ -116,8 +118,8 @@ Operator adjoint(Operator A);
 Operator centered(Operator A);
 Operator scaled(Operator A, int exponent);
 
-// Rows that are read block by block, in order; every read visits all of them once. Where the number of rows shows
-// only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
+// Rows of A that are read block by block, in order; every read visits all of them once, or is a ValueError. Where the
+// number of rows shows only when they are read (rows() is kUnknown), they can be read once, by two_sided_sketch.
 constexpr int64_t kUnknown = -1;
 class RowBlocks {
  public:
@@ -126,6 +128,7 @@ class RowBlocks {
   virtual int64_t rows() const = 0;
   virtual int64_t columns() const = 0;
   virtual at::TensorOptions options() const = 0;
+  virtual bool of_adjoint() const { return false; }  // whether these are the rows of Aᴴ
   virtual void read(const Visitor& visit) const = 0;
 };
 

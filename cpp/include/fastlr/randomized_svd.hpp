@@ -55,7 +55,7 @@ struct BatchedSvd {
 // The leading `rank` singular triplets. Signs: the largest entry of each column of U is real and positive.
 //
 // subspace, with l = rank + oversample: 2 + 2 q passes, 2 m n l flops each, and O((m + n) l^2); a tall source of
-// row blocks takes 2 + q reads. power_iters = nothing iterates until no leading singular value grows by more than
+// row blocks takes 1 + q reads. power_iters = nothing iterates until no leading singular value grows by more than
 // 2 %. krylov with q given: the space of all iterates, the same passes; otherwise until the residuals of all
 // triplets are below 1e-10 (float64) of the largest singular value. single_pass and nystrom: one read.
 //

@@ -30,8 +30,11 @@ class Adapted:
 
 
 def restored(result: Tensor, dtype: torch.dtype, *, numpy: bool) -> Any:
-    """Give a result of the core the dtype of the input (its real type, for a real result)."""
-    if result.is_floating_point():
+    """Give a result of the core the dtype of the input (its real type, for a real result).
+
+    NumPy has no bfloat16: its results stay in float32.
+    """
+    if result.is_floating_point() and not (numpy and dtype == torch.bfloat16):
         result = result.to(dtype.to_real() if dtype.is_complex else dtype)
     return result.detach().cpu().numpy() if numpy else result
 
@@ -77,15 +80,20 @@ def computed_dtype(
     return dtype, dtype
 
 
-def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
-    array = np.asarray(A)
-    if array.dtype.kind not in "biufc" or array.dtype.itemsize > (
-        16 if array.dtype.kind == "c" else 8
-    ):
+def torch_dtype(dtype: npt.DTypeLike, caller: str, name: str, kind: str) -> torch.dtype:
+    """Return torch's name of a NumPy type of numbers; `kind` is what has it."""
+    numbers = np.dtype(dtype)
+    if numbers.kind not in "biufc" or numbers.itemsize > (16 if numbers.kind == "c" else 8):
         raise TypeError(
             f"{caller}: {name} must be a NumPy array or torch tensor of numbers, "
-            f"got {type(A).__name__} of dtype {array.dtype}"
+            f"got {kind} of dtype {numbers}"
         )
+    return as_tensor(np.empty(0, numbers)).dtype
+
+
+def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
+    array = np.asarray(A)
+    torch_dtype(array.dtype, caller, name, type(A).__name__)
     return as_tensor(array)
 
 

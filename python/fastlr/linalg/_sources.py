@@ -1,6 +1,7 @@
 """From what a user calls a matrix to what the core multiplies by."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arrays import adapt, as_tensor, computed_dtype, restored
+from fastlr.linalg._blocks import Source, count_rows, operator_of, promoted, source_of
 from fastlr.linalg.operators import LinearOperator
 
 
@@ -19,14 +21,20 @@ class Matrix:
     data: Any
     numpy: bool
     dtype: torch.dtype
+    reads: int = 0  # of it, before any algorithm begins
 
     def restore(self, result: Tensor, out: str | None = None) -> Any:
         """Give a result the dtype and the kind of the input, or the kind `out`."""
         return restored(result, self.dtype, numpy=self.numpy if out is None else out == "numpy")
 
 
-def open_matrix(A: Any, caller: str) -> Matrix:
-    """Adapt any kind of matrix."""
+def can_be_read_again(A: Any) -> bool:
+    """Whether A is no iterator, which loses what it has yielded."""
+    return not isinstance(A, Iterator)
+
+
+def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
+    """Adapt any kind of matrix; with `read_once` its number of rows may not be known."""
     if isinstance(A, LinearOperator):
         return Matrix(_operator(A), False, A.dtype)
     if isinstance(A, Tensor) and A.layout != torch.strided:
@@ -39,12 +47,28 @@ def open_matrix(A: Any, caller: str) -> Matrix:
     ):
         wrapped = LinearOperator.from_scipy(A)
         return Matrix(_operator(wrapped), True, wrapped.dtype)
+    if not (read_once or can_be_read_again(A)):
+        raise ValueError(
+            f"{caller}: A is an iterator, which can be read once: only a one-read method takes it; "
+            "give a list of blocks, or an object that can be iterated again"
+        )
+    source = None if isinstance(A, Tensor) else source_of(A, caller)
+    if source is not None:
+        return _blocks(source, read_once, caller)
     adapted = adapt(A, caller, batched=True, complex_=True)
     return Matrix(adapted.tensor, adapted.numpy, adapted.dtype)
 
 
 def _operator(A: LinearOperator) -> _core.Operator:
     return _core.operator_of_functions(*A.shape, A.dtype, A.device, A.matmat, A.rmatmat)
+
+
+def _blocks(source: Source, read_once: bool, caller: str) -> Matrix:
+    dtype = computed_dtype(source.dtype, promoted(source), caller, source.name)[0]
+    rows, reads = source.shape[0], 0
+    if rows is None and not read_once:
+        rows, reads = count_rows(source), 1
+    return Matrix(operator_of(source, rows, caller), source.device is None, dtype, reads)
 
 
 def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
-from fastlr.linalg._sources import Matrix, open_matrix
+from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
 Method = Literal["auto", "subspace", "krylov", "single_pass", "nystrom"]
@@ -22,6 +22,7 @@ _METHODS = (
     "generalized Nyström",
     "blocked QB",
 )
+_ONE_READ = ("single_pass", "nystrom")
 
 
 def randomized_svd(
@@ -41,10 +42,16 @@ def randomized_svd(
 
     Parameters
     ----------
-    A : array, Tensor, sparse matrix or operator, shape (…, m, n)
+    A : array, Tensor, sparse matrix, operator or source of rows, shape (…, m, n)
         A NumPy array or torch tensor, real or complex, whose leading dimensions are a batch; a
         SciPy or torch sparse matrix (COO, CSR, CSC); a `LinearOperator` of fastlr or SciPy.
         float16 and bfloat16 are computed in float32. Never written to.
+
+        Or what may be larger than memory, read in blocks of rows: an ``np.memmap``; a dataset of
+        HDF5, zarr or their like (a 2-D ``shape``, a ``dtype``, and rows ``A[i:j]``); the path of a
+        ``.npy`` file or of a ``.safetensors`` file that holds one matrix; a list or tuple of such
+        paths, datasets or matrices, which lie one below the other; an object that yields matrices
+        of the same rows whenever it is iterated over; an iterator, which is read once.
     rank : int, optional
         Number of triplets, between 1 and min(m, n). With `tol`, the most that are returned.
     tol : float, optional
@@ -62,7 +69,8 @@ def randomized_svd(
         "subspace": subspace iteration, or a blocked QB factorization with `tol`. "krylov": a block
         Krylov space with thick restarts, for high relative accuracy. "single_pass" (three sketches)
         and "nystrom" (generalized Nyström): one product with A and one with Aᴴ that do not depend
-        on each other, no power iterations. "auto": "subspace".
+        on each other, no power iterations; one read of rows in blocks. "auto": "subspace", or
+        "single_pass" for an iterator.
     center : bool
         Decompose A minus the mean of its rows, without forming it. Where the mean dwarfs the
         spread, rounding is relative to the mean.
@@ -91,9 +99,11 @@ def randomized_svd(
     ValueError
         Neither `rank` nor `tol`, one of them out of range, a negative `oversample` or
         `power_iters`, an unknown `method`, an entry that is not finite (its index is named where
-        entries can be seen).
+        entries can be seen); a block that does not fit the first one, a file that is truncated or
+        changes, another number of rows in a later read, an iterator where it would be read twice.
     TypeError
-        An input of none of the kinds above, a number that is not an integer.
+        An input of none of the kinds above, a number that is not an integer, a block of another
+        dtype than the first one.
 
     Warns
     -----
@@ -103,9 +113,9 @@ def randomized_svd(
     Notes
     -----
     With l = rank + oversample: 2 + 2·power_iters passes over A, each 2·m·n·l flops (four times that
-    for complex ones), and O((m + n)·l²) besides; one more where σ_l/σ_1 nears √u, as the first
-    iteration is then done again with orthonormal bases on both sides. With `tol`: as many passes
-    for every block, of a width that grows by half, one for ‖A‖_F and one that checks A. Where l
+    for complex ones), and O((m + n)·l²) besides; two more where σ_l/σ_1 is below √u, for one more
+    step, with orthonormal bases on both sides; one more where A·P has columns that are nearly
+    dependent. With `tol`: 2 + 2·power_iters passes for every block, of a width that grows by half, one for ‖A‖_F and one that checks A. Where l
     reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed instead. The
     short side of A is sketched, so that A and Aᴴ get the same factors. Matrices whose squares would
     leave the floating-point range are multiplied by a power of two on the way.
@@ -115,7 +125,13 @@ def randomized_svd(
     projected norm, without a chance of failure, unless that would cancel (tol below 32·√u) or A is
     an operator: then every decision takes a fresh probe.
 
-    Matrices of a batch share their draws, and are computed one to a thread.
+    Rows in blocks: AᴴA·X is one read where the blocks run along the longer side, which makes
+    1 + power_iters reads (2 + 2·power_iters with `center`, or across it); one more counts the rows
+    of an object that is iterated over. Blocks of 32 MiB are read by a thread, each while the one
+    before is multiplied: memory is two blocks and some arrays of (m + n)·l numbers.
+
+    Matrices of a batch share their draws; small ones are iterated in groups, a group to a thread.
+    Ctrl-C stops between products and between blocks.
 
     Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011);
     Yu, Gu, Li, SIMAX 39 (2018), for `tol`; Musco, Musco, NeurIPS 2015, and Baglama, Reichel, BIT 46
@@ -135,7 +151,9 @@ def randomized_svd(
     torch.Size([7])
     """
     caller = "randomized_svd"
-    matrix = open_matrix(A, caller)
+    if method == "auto" and tol is None and not can_be_read_again(A):
+        method = "single_pass"
+    matrix = open_matrix(A, caller, read_once=method in _ONE_READ)
     iterations = _as_power_iters(power_iters, caller)
     _check_request(matrix, rank, tol, method, iterations, caller)
     oversample = as_integer(oversample, caller, "oversample")
@@ -162,7 +180,7 @@ def randomized_svd(
             as_seed(seed, caller),
         )
     U, S, Vh, numbers = factors
-    info = _info(numbers.detach(), U.dtype)
+    info = _info(numbers.detach(), matrix.reads, U.dtype)
     _warn_unless_converged(info, tol, caller)
     return SVDResult(matrix.restore(U, out), matrix.restore(S, out), matrix.restore(Vh, out), info)
 
@@ -192,8 +210,7 @@ def _check_request(
 ) -> None:
     if rank is None and tol is None:
         raise ValueError(f"{caller}: give rank, tol, or both")
-    one_read = method in ("single_pass", "nystrom")
-    if one_read and iterations:
+    if method in _ONE_READ and iterations:
         raise ValueError(
             f'{caller}: method="{method}" has no power iterations, got power_iters={iterations}'
         )
@@ -217,7 +234,7 @@ _HALVES = {
 }
 
 
-def _info(numbers: Tensor, computed: torch.dtype) -> SVDInfo:
+def _info(numbers: Tensor, reads: int, computed: torch.dtype) -> SVDInfo:
     if not numbers.numel():
         nothing: Any = numbers.sum(-1)
         return SVDInfo("none", 0, nothing, nothing, 0.0, nothing, 0, True, computed)
@@ -231,7 +248,7 @@ def _info(numbers: Tensor, computed: torch.dtype) -> SVDInfo:
 
     return SVDInfo(
         method=_METHODS[int(method.flatten()[0])],
-        passes=int(passes.max()),
+        passes=reads + int(passes.max()),
         error=value(upper),
         error_estimate=value(estimate),
         failure_probability=float(failure.max()),

@@ -1,0 +1,266 @@
+"""Matrices that are read in blocks of rows, each read while the one before is multiplied."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlr import _core
+from fastlr.linalg._arrays import Array, as_tensor, computed_dtype, torch_dtype
+from fastlr.linalg._files import FileMatrix, behind_memmap, block_height, open_path
+
+T = TypeVar("T")
+
+# How much taller than usual a block may be to hold whole chunks of a file.
+_TALLEST = 8
+
+
+class Source(Protocol):
+    """Rows that can be read in blocks."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def shape(self) -> tuple[int | None, int]:
+        """The number of rows is None where it shows only when they are read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the entries, which may not be what is computed in."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """None: the rows are NumPy's, and so are the results."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is nothing to wait for."""
+
+    def blocks(self) -> Iterator[Array]:
+        """Read the rows; a block lasts until the second one after it is asked for."""
+
+
+def source_of(A: Any, caller: str) -> Source | None:
+    """Describe what is to be read in blocks; None for whatever else A may be."""
+    if isinstance(A, str | os.PathLike):
+        return open_path(A, caller)
+    if isinstance(A, np.memmap):
+        return behind_memmap(A, caller) if A.ndim == 2 else None
+    if _is_dataset(A):
+        return _Dataset(A, "A", caller)
+    if hasattr(A, "__array__"):
+        return None
+    if isinstance(A, list | tuple):
+        matrices = bool(A) and (isinstance(A[0], str | os.PathLike) or _is_matrix(A[0]))
+        return _stacked(A, caller) if matrices else None
+    return _iterated(A, caller) if isinstance(A, Iterable) else None
+
+
+def operator_of(source: Source, rows: int | None, caller: str) -> _core.Operator:
+    """Return the operator of the core that reads once for a product."""
+    by_columns = isinstance(source, FileMatrix) and source.better_by_columns()
+    if isinstance(source, FileMatrix) and by_columns:
+        source, rows = source.T, source.shape[1]
+    dtype = computed_dtype(source.dtype, promoted(source), caller, source.name)[1]
+
+    def read() -> Iterator[Tensor]:
+        for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
+            tensor = block if isinstance(block, Tensor) else as_tensor(block)
+            if source.dtype == torch.bfloat16:
+                tensor = tensor.view(torch.bfloat16)
+            tensor = tensor.to(dtype)
+            # The rows are those of the adjoint, not of the transpose.
+            yield tensor.conj_physical() if by_columns else tensor
+
+    device = source.device or torch.device("cpu")
+    return _core.operator_of_blocks(rows, source.shape[1], dtype, device, by_columns, read)
+
+
+def promoted(source: Source) -> torch.dtype:
+    """Return what integers become."""
+    return torch.float64 if source.device is None else torch.get_default_dtype()
+
+
+def count_rows(source: Source) -> int:
+    """Read once."""
+    return sum(block.shape[0] for block in read_ahead(source.blocks()))
+
+
+def read_ahead(blocks: Iterator[T]) -> Iterator[T]:
+    """Yield what `blocks` yields, the next one fetched by a thread that ends with the generator."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fastlr-reader") as reader:
+        upcoming = reader.submit(next, blocks, None)
+        while (block := upcoming.result()) is not None:
+            upcoming = reader.submit(next, blocks, None)
+            yield block
+
+
+def _is_matrix(item: Any) -> bool:
+    return getattr(item, "ndim", None) == 2
+
+
+def _is_dataset(A: Any) -> bool:
+    """Whether A is a matrix in a file, whose rows A[i:j] are read: no array that is in memory."""
+    shape = getattr(A, "shape", None)
+    return (
+        isinstance(shape, tuple)
+        and len(shape) == 2
+        and all(hasattr(A, name) for name in ("dtype", "__getitem__"))
+        and not any(hasattr(A, name) for name in ("__array_interface__", "__dlpack__"))
+    )
+
+
+class _Dataset:
+    """A dataset of HDF5, zarr or their like."""
+
+    device = None
+    in_memory = False
+
+    def __init__(self, data: Any, name: str, caller: str) -> None:
+        self.name = name
+        self.shape = (int(data.shape[0]), int(data.shape[1]))
+        self.dtype = torch_dtype(data.dtype, caller, name, type(data).__name__)
+        self._data = data
+        self._caller = caller
+
+    def blocks(self) -> Iterator[Array]:
+        m, n = self.shape
+        expected = np.dtype(self._data.dtype)
+        computed = computed_dtype(self.dtype, torch.float64, self._caller, self.name)[1]
+        step = self._height(n * computed.itemsize)
+        for start in range(0, m, step):
+            stop = min(start + step, m)
+            block = np.asarray(self._data[start:stop])
+            if block.shape != (stop - start, n) or block.dtype != expected:
+                raise ValueError(
+                    f"{self._caller}: rows {start}:{stop} of {self.name} must have shape "
+                    f"{(stop - start, n)} and dtype {expected}, got {block.shape} and {block.dtype}"
+                )
+            yield block
+
+    def _height(self, row_bytes: int) -> int:
+        """Whole chunks, unless they are huge: what is stored together is read once."""
+        height = block_height(row_bytes)
+        chunks = getattr(self._data, "chunks", None)
+        chunk = chunks[0] if isinstance(chunks, tuple) else 1
+        if not isinstance(chunk, int) or not 0 < chunk <= _TALLEST * height:
+            return height
+        return max(chunk, height // chunk * chunk)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A matrix in memory, as one block."""
+
+    name: str
+    array: Array
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device | None
+    in_memory = True
+
+    def blocks(self) -> Iterator[Array]:
+        yield self.array
+
+
+def _block(item: Any, name: str, caller: str) -> _Block:
+    array = item.detach() if isinstance(item, Tensor) else np.asarray(item)
+    if isinstance(array, Tensor):
+        if array.layout != torch.strided:
+            raise TypeError(f"{caller}: {name} must be dense, got layout {array.layout}")
+        dtype, device = array.dtype, array.device
+    else:
+        dtype, device = torch_dtype(array.dtype, caller, name, type(item).__name__), None
+    if array.ndim != 2:
+        raise ValueError(f"{caller}: {name} must have 2 dimensions, got shape {tuple(array.shape)}")
+    return _Block(name, array, (array.shape[0], array.shape[1]), dtype, device)
+
+
+def _check_agreement(source: Source, first: Source, caller: str) -> None:
+    if source.shape[1] != first.shape[1]:
+        raise ValueError(
+            f"{caller}: {source.name} must have the {first.shape[1]} columns of {first.name}, "
+            f"got {source.shape[1]}"
+        )
+    if source.dtype != first.dtype:
+        raise TypeError(
+            f"{caller}: {source.name} must have the dtype of {first.name}, {first.dtype}, "
+            f"got {source.dtype}"
+        )
+    if source.device != first.device:
+        places = ["NumPy" if each.device is None else each.device for each in (first, source)]
+        raise TypeError(
+            f"{caller}: {source.name} must be of the kind of {first.name}, {places[0]}, "
+            f"got {places[1]}"
+        )
+
+
+class _Stacked:
+    """Sources one below the other."""
+
+    def __init__(self, parts: list[Source], caller: str) -> None:
+        first = parts[0]
+        for part in parts:
+            _check_agreement(part, first, caller)
+        self.name = "A"
+        self.shape = (sum(part.shape[0] or 0 for part in parts), first.shape[1])
+        self.dtype = first.dtype
+        self.device = first.device
+        self.in_memory = all(part.in_memory for part in parts)
+        self._parts = parts
+
+    def blocks(self) -> Iterator[Array]:
+        return itertools.chain.from_iterable(part.blocks() for part in self._parts)
+
+
+def _stacked(items: Iterable[Any], caller: str) -> _Stacked:
+    def part(item: Any, name: str) -> Source:
+        if isinstance(item, str | os.PathLike):
+            return open_path(item, caller)
+        if isinstance(item, np.memmap) and item.ndim == 2:
+            return behind_memmap(item, caller) or _block(item, name, caller)
+        return _Dataset(item, name, caller) if _is_dataset(item) else _block(item, name, caller)
+
+    parts = [part(item, f"block {index} of A") for index, item in enumerate(items)]
+    return _Stacked(parts, caller)
+
+
+class _Iterated:
+    """What an iterable yields, from its beginning in every read; an iterator can be read once."""
+
+    name = "A"
+    in_memory = False
+
+    def __init__(self, blocks: Iterable[Any], first: _Block, caller: str) -> None:
+        self.shape = (None, first.shape[1])
+        self.dtype = first.dtype
+        self.device = first.device
+        self._blocks = blocks
+        self._caller = caller
+
+    def blocks(self) -> Iterator[Array]:
+        for index, item in enumerate(self._blocks):
+            block = _block(item, f"block {index} of A", self._caller)
+            _check_agreement(block, self, self._caller)
+            yield block.array
+
+
+def _iterated(A: Iterable[Any], caller: str) -> _Iterated | None:
+    """Look at the first block; an iterable of something else may be a matrix for NumPy."""
+    iterator = iter(A)
+    item = next(iterator, None)
+    once = iterator is A
+    if not once and not _is_matrix(item):
+        return None
+    if item is None:
+        raise ValueError(f"{caller}: A is an iterator that yields no blocks")
+    first = _block(item, "block 0 of A", caller)
+    return _Iterated(itertools.chain([item], iterator) if once else A, first, caller)
