@@ -10,6 +10,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
+#include <fastlr/svd_backward.hpp>
 
 #include "svd.hpp"
 
@@ -89,6 +90,13 @@ Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> mos
                                             seed);
 }
 
+at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tensor& S, const at::Tensor& Vh,
+                        const std::optional<at::Tensor>& gU, const std::optional<at::Tensor>& gS,
+                        const std::optional<at::Tensor>& gVh, bool center) {
+  const WithConjugateViews guard;
+  return fastlr::svd_backward(A, U, S, Vh, gU, gS, gVh, center);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   auto r = fastlr::interpolative(A, rank, seed);
   return {r.indices, r.coefficients,
@@ -101,6 +109,7 @@ void register_kernels(torch::Library& library) {
   library.impl("interpolative", TORCH_FN(interpolative));
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
+  library.impl("svd_backward", TORCH_FN(svd_backward));
 }
 
 }  // namespace
@@ -115,6 +124,8 @@ TORCH_LIBRARY(fastlr, library) {
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
   def("adaptive_svd(Tensor A, float tol, int? most_rank, int oversample, int? power_iters, bool center, int seed) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
+  def("svd_backward(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor? gU, Tensor? gS, Tensor? gVh, bool center) -> "
+      "Tensor");
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
 }
 
