@@ -36,14 +36,16 @@ at::Tensor outside(const at::Tensor& Q, const at::Tensor& X) { return X - at::ma
 // ---- inside the kept spaces ----
 
 // The M of U M Vᴴ. With dP = Uᴴ dA V, dU = U K and dV = V L inside, K and L are skew-Hermitian:
-// K + L = (dP + dPᴴ) / (σ_j - σ_i) and K - L = (dP - dPᴴ) / (σ_j + σ_i). `least` is the smallest difference of
-// values that is not rounding.
-at::Tensor inner(const at::Tensor& S, const at::Tensor& least, const at::Tensor& UgU, const at::Tensor& VgV) {
+// K + L = (dP + dPᴴ) / (σ_j - σ_i) and K - L = (dP - dPᴴ) / (σ_j + σ_i). Differences of values up to `least`, and
+// numerators over them up to `noise`, are rounding: nothing is divided by the first, and the second is zero.
+at::Tensor inner(const at::Tensor& S, const at::Tensor& least, const at::Tensor& UgU, const at::Tensor& VgV,
+                 const at::Tensor& noise) {
   const auto skew = [](const at::Tensor& X) { return (X - X.mH()) / 2; };
   const auto row = S.unsqueeze(-1), column = S.unsqueeze(-2);
   const auto difference = column - row, sum = column + row;
-  return skew(UgU + VgV) / at::where(difference.abs() > least, difference, kInfinity) +
-         skew(UgU - VgV) / at::where(sum > least, sum, kInfinity);
+  const auto turn = skew(UgU + VgV);
+  const auto determined = (difference.abs() > least).logical_and_(turn.abs() > noise);
+  return turn / at::where(determined, difference, kInfinity) + skew(UgU - VgV) / at::where(sum > least, sum, kInfinity);
 }
 
 // The gradient of U before the phases of the pairs were fixed. Turning pair i by a phase φ changes the loss by
@@ -161,7 +163,7 @@ std::pair<at::Tensor, at::Tensor> outer(const at::Tensor& A, const at::Tensor& U
   const auto magnitude = at::maximum(gU.abs().amax(-2, /*keepdim=*/true), gV.abs().amax(-2, /*keepdim=*/true));
   const auto unit = at::where(magnitude > 0, magnitude, 1.0);
   const auto FU = gU / unit, FV = gV / unit;
-  const Systems systems{A, U, V, sigma, at::where(kept, rounding * largest / values, 1.0), norms(FU) + norms(FV)};
+  const Systems systems{A, U, V, sigma, at::where(kept, rounding * largest / values, kInfinity), norms(FU) + norms(FV)};
   const auto F = outside(U, FU), G = outside(V, FV);
   const auto Y = solve_normal(systems, G + systems.adjoint(F), at::where(largest > 0, largest, 1.0));
   return {(F + systems.forward(Y)) / sigma * unit, Y / sigma * unit};
@@ -184,7 +186,8 @@ at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tens
   // Values that are no further apart coincide: what rounding may do to a value, as a fraction of the largest.
   const double rounding = 4 * std::sqrt(static_cast<double>(std::min(A.size(-2), A.size(-1)))) * unit_roundoff(A);
   const auto least = rounding * S.narrow(-1, 0, 1).unsqueeze(-1);
-  const auto M = inner(S, least, at::matmul(U.mH(), whole), at::matmul(Vh, gV));
+  const auto size = norms(whole) + norms(gV);
+  const auto M = inner(S, least, at::matmul(U.mH(), whole), at::matmul(Vh, gV), rounding * (size + size.mT()));
   const auto [X, Y] = outer(without_mean(A), U, S, V, whole, gV, rounding);
   left = left + at::matmul(U, M) + X;
   return without_mean(at::matmul(at::cat({left, U}, -1), at::cat({Vh, Y.mH()}, -2)));
