@@ -14,6 +14,14 @@ def matrix(m, n, dtype=torch.float64):
     return torch.randn(m, n, dtype=dtype, generator=torch.Generator().manual_seed(m + 100 * n))
 
 
+def svd_gradients(m, n, dtype=torch.float64):
+    """A matrix, three of its singular triplets, and a gradient for each factor."""
+    A = matrix(m, n, dtype)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    factors = U[:, :3].contiguous(), S[:3].contiguous(), Vh[:3].contiguous()
+    return (A, *factors, *(factor.square() for factor in factors))
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -42,12 +50,20 @@ SAMPLES = {
             (matrix(30, 20).expand(2, 3, 30, 20), 3, 4, None, "single_pass", False, 0),
             (matrix(20, 30), 3, 4, None, "nystrom", False, 0),
         ],
-        False,
+        True,
     ),
     "adaptive_svd": (
         [
             (matrix(60, 50), 0.5, None, 4, None, False, 0),
             (matrix(50, 60, torch.complex64), 0.5, 30, 4, 1, True, 0),
+        ],
+        True,
+    ),
+    "svd_backward": (
+        [
+            (*svd_gradients(30, 20), False),
+            (*svd_gradients(20, 30, torch.complex128), True),
+            (*svd_gradients(8, 6, torch.float32)[:5], None, None, False),
         ],
         False,
     ),
@@ -55,6 +71,11 @@ SAMPLES = {
         [(matrix(30, 20), 3, 0), (matrix(6, 8, torch.float32), 6, 0), (matrix(8, 6), 6, 0)],
         False,
     ),
+}
+# For finite differences, where the samples are approximations: factors to rounding, by a dense SVD.
+EXACT = {
+    "randomized_svd": [(matrix(8, 6), 5, 10, None, "subspace", False, 0)],
+    "adaptive_svd": [(matrix(8, 6), 0.5, None, 4, None, False, 0)],
 }
 # A matrix without entries, where the operator has an answer for one.
 EMPTY = {
@@ -99,7 +120,7 @@ def test_opcheck(name, sample):
 
 @pytest.mark.parametrize("name", [name for name, (_, smooth) in SAMPLES.items() if smooth])
 def test_gradcheck(name):
-    for sample in SAMPLES[name][0]:
+    for sample in EXACT.get(name, SAMPLES[name][0]):
         if sample[0].dtype == torch.float64:
             A = sample[0].clone().requires_grad_()
             assert torch.autograd.gradcheck(lambda X, s=sample: run(name, (X, *s[1:])), A)
