@@ -12,7 +12,7 @@ namespace fastlr {
 // are zero, in torch's convention for complex numbers: dL = Re tr(gUᴴ dU) + gSᵀ dS + Re tr(gVhᴴ dVh).
 //
 // With gS alone no pass over A. Otherwise conjugate residuals for all columns at once, on the shorter side: two passes
-// an iteration and five besides, 2 m n k flops each, and O((m + n) k) memory; where that would cost more than the
+// an iteration and six besides, 2 m n k flops each, and O((m + n) k) memory; where that would cost more than the
 // eigenvalues of a Gram matrix of the shorter side, these are taken. Where values coincide to rounding, the solution of
 // least norm: right for losses that do not depend on the choice of vectors, finite for all. Warns where singular
 // values beyond the rank are no smaller than kept ones and the loss depends on what has no derivative then.
