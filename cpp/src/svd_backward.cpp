@@ -37,15 +37,20 @@ at::Tensor outside(const at::Tensor& Q, const at::Tensor& X) { return X - at::ma
 
 // The M of U M Vᴴ. With dP = Uᴴ dA V, dU = U K and dV = V L inside, K and L are skew-Hermitian:
 // K + L = (dP + dPᴴ) / (σ_j - σ_i) and K - L = (dP - dPᴴ) / (σ_j + σ_i). Differences of values up to `least`, and
-// numerators over them up to `noise`, are rounding: nothing is divided by the first, and the second is zero.
+// numerators over them up to `noise`, are rounding: nothing is divided by the first, and the second are zero.
 at::Tensor inner(const at::Tensor& S, const at::Tensor& least, const at::Tensor& UgU, const at::Tensor& VgV,
                  const at::Tensor& noise) {
   const auto skew = [](const at::Tensor& X) { return (X - X.mH()) / 2; };
   const auto row = S.unsqueeze(-1), column = S.unsqueeze(-2);
   const auto difference = column - row, sum = column + row;
   const auto turn = skew(UgU + VgV);
-  const auto determined = (difference.abs() > least).logical_and_(turn.abs() > noise);
-  return turn / at::where(determined, difference, kInfinity) + skew(UgU - VgV) / at::where(sum > least, sum, kInfinity);
+  const auto significant = turn.abs() > noise, distinct = difference.abs() > least;
+  if (significant.logical_and(distinct.logical_not()).any().item<bool>())
+    TORCH_WARN(
+        "randomized_svd: the loss depends on the choice among the singular vectors of values that are equal to "
+        "rounding, which has no derivative and is left out of the gradient");
+  return turn / at::where(distinct.logical_and(significant), difference, kInfinity) +
+         skew(UgU - VgV) / at::where(sum > least, sum, kInfinity);
 }
 
 // The gradient of U before the phases of the pairs were fixed. Turning pair i by a phase φ changes the loss by

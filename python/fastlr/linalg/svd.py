@@ -116,11 +116,12 @@ def randomized_svd(
     accurate as U, S and Vh are. Right for repeated and clustered values where the loss does not
     depend on the choice of vectors among equal ones; the truncated matrix is best written
     ``U @ (U.mH @ A)``, since the factors alone do not hold all of its gradient there. Where the
-    rank cuts through a cluster, or the triplets have not converged, directions without a derivative
-    are left out and a UserWarning says so. No pass over A for a loss of S; otherwise two passes an
-    iteration of conjugate residuals, of which it takes 17/√(1 − σ²_(rank+1)/σ²_rank) at most in
-    float64, or eigenvalues of a Gram matrix of the short side where that is cheaper, and
-    O((m + n)·rank) memory besides the gradient (m·n with the Gram matrix).
+    loss depends on that choice, the rank cuts through a cluster, or the triplets have not
+    converged, what has no derivative is left out and a UserWarning says so. No pass over A for a
+    loss of S; otherwise two passes an iteration of conjugate residuals, of which it takes
+    17/√(1 − σ²_(rank+1)/σ²_rank) at most in float64, or eigenvalues of a Gram matrix of the short
+    side where that is cheaper, and O((m + n)·rank) memory besides the gradient (m·n with the Gram
+    matrix).
 
     Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011);
     Yu, Gu, Li, SIMAX 39 (2018), for `tol`; Musco, Musco, NeurIPS 2015, and Baglama, Reichel, BIT 46
