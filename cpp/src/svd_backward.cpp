@@ -17,8 +17,6 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // Iterations that are not worth their overhead: the dense solution is taken at once.
 constexpr int64_t kFewIterations = 16;
-// Conjugate residuals are begun again where the fresh residual is above the rounding level: it seldom is.
-constexpr int kRounds = 3;
 
 // ---- columns: scalars of shape (..., 1, k) ----
 
@@ -89,36 +87,35 @@ struct Solution {
 };
 
 // (I - TᴴT) Y = B by conjugate residuals. A column stops where its residual lies along directions in which the matrix
-// is zero, or negative as for triplets that have not converged: least squares without a component along them.
+// is zero, or negative as for triplets that have not converged: least squares without a component along it. The noise
+// of `curvature` is below that limit: nothing is divided by it.
 Solution conjugate_residuals(const Systems& systems, const at::Tensor& B, int64_t limit) {
-  auto Y = at::zeros_like(B), R = B;
+  auto Y = at::zeros_like(B), R = B, P = R;
+  auto NR = systems.normal(R), NP = NR;
+  auto curvature = real_products(R, NR);
   auto stuck = at::zeros_like(systems.scale, at::kBool);
-  for (int round = 0; round < kRounds; ++round) {
-    auto P = R, NR = systems.normal(R), NP = NR;
-    auto curvature = real_products(R, NR);
-    for (;; --limit) {
-      check_interrupt();
-      const auto left = systems.unsolved(R, Y, 0.25).logical_and_(stuck.logical_not());
-      stuck = stuck.logical_or(left.logical_and(curvature <= systems.tolerance * norms(R).square()));
-      const auto active = left.logical_and(stuck.logical_not());
-      if (!active.any().item<bool>()) break;
-      if (limit == 0) return {Y, stuck, false};
-      const auto step = at::where(active, curvature / real_products(NP, NP), 0.0);
-      Y = Y + step * P;
-      R = R - step * NP;
-      NR = systems.normal(R);
-      const auto next = real_products(R, NR);
-      const auto ratio = at::where(active, next / curvature, 0.0);
-      P = R + ratio * P;
-      NP = NR + ratio * NP;
-      curvature = next;
-    }
-    R = B - systems.normal(Y);
-    if (systems.unsolved(R, Y).logical_and_(stuck.logical_not()).any().item<bool>()) continue;
-    const auto along = R * (products(R, Y) / real_products(R, R));
-    return {at::where(stuck, Y - along, Y), stuck};
+  for (;; --limit) {
+    check_interrupt();
+    const auto left = systems.unsolved(R, Y, 0.25).logical_and_(stuck.logical_not());
+    stuck = stuck.logical_or(left.logical_and(curvature <= 4 * systems.tolerance * norms(R).square()));
+    const auto active = left.logical_and(stuck.logical_not());
+    if (!active.any().item<bool>()) break;
+    if (limit == 0) return {Y, stuck, false};
+    const auto step = at::where(active, curvature / real_products(NP, NP), 0.0);
+    Y = Y + step * P;
+    R = R - step * NP;
+    NR = systems.normal(R);
+    const auto next = real_products(R, NR);
+    const auto ratio = at::where(active, next / curvature, 0.0);
+    P = R + ratio * P;
+    NP = NR + ratio * NP;
+    curvature = next;
   }
-  return {Y, stuck, false};
+  // The residual has only been updated so far.
+  R = B - systems.normal(Y);
+  const bool converged = !systems.unsolved(R, Y).logical_and_(stuck.logical_not()).any().item<bool>();
+  const auto along = R * (products(R, Y) / real_products(R, R));
+  return {at::where(stuck, Y - along, Y), stuck, converged};
 }
 
 // The same by the eigenvalues of TᴴT.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlr.linalg as la
 from references import exact, unit_roundoff
@@ -271,6 +272,37 @@ def test_cut_through_a_cluster(shape, dtype):
     assert distance(g @ g.mH @ g, 4 * g) <= rounding(A, 1.0)  # 2·U·Vh
 
 
+def least_squares(A, U, S, Vh, gU):
+    """The gradient from that of U, without components of Y where A⊥ has values of S."""
+    A, U, S, V, gU = exact(A), exact(U), exact(S), exact(Vh).T, exact(gU)
+    rest = A - U @ (U.T @ A) - (A @ V) @ V.T + U @ (U.T @ A @ V) @ V.T
+    left, values, right = scipy.linalg.svd(rest)
+    values = np.pad(values, (0, len(left) - len(values)))[:, None]
+    f = left.T @ (gU - U @ (U.T @ gU))
+    separation = S**2 - values**2
+    equal = separation < 1e-10
+    separation[equal] = np.inf
+    X = left @ np.where(equal, f / S, S * f / separation)
+    Y = right.T @ (values * f / separation)[: len(right)]
+    return X @ V.T + U @ Y.T
+
+
+@pytest.mark.parametrize("size", [3, 10, 30])
+def test_what_is_left_when_a_cluster_is_cut(size):
+    values = np.concatenate([np.ones(size), 0.9 * 0.95 ** np.arange(60 - size)])
+    A = with_spectrum(80, 60, values).requires_grad_()
+    U, S, Vh, _ = OPS.randomized_svd(A, 2, 58, 0, "subspace", False, 0)
+    gU = (normal(80, 80) + normal(80, 80).T) @ U.detach()
+    with pytest.warns(UserWarning, match=CUT):
+        (g,) = torch.autograd.grad(U, A, gU)
+    factors = (factor.detach() for factor in (A, U, S, Vh, gU))
+    # A column stops where its residual's Rayleigh quotient is 4·ε, ε = 4·√60·u: other directions,
+    # whose eigenvalues are 1 − 0.9² at least, have up to √(4·ε/0.19) of it, and Y as much relative
+    # to what is taken out of it, some ten times the gradient.
+    noise = 4 * math.sqrt(60) * unit_roundoff(A)
+    assert distance(g, least_squares(*factors)) <= 10 * math.sqrt(4 * noise / 0.19)
+
+
 def test_cut_through_a_cluster_leaves_other_triplets_alone():
     values = [1.0, *[0.5] * 20]
     A = with_spectrum(40, 30, values)
@@ -354,6 +386,27 @@ def test_values_alone_need_no_pass(center):
     )
     # The negative control.
     assert OPS.svd_backward(unreadable, U, S, Vh, U, None, None, center).isnan().all()
+
+
+class Calls(TorchDispatchMode):
+    """The arguments of the calls of `svd_backward`."""
+
+    def __init__(self):
+        super().__init__()
+        self.arguments = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is OPS.svd_backward.default:
+            self.arguments.append(args)
+        return function(*args, **(kwargs or {}))
+
+
+def test_factors_without_a_gradient_are_not_given_zeros():
+    with Calls() as calls:
+        gradient(separated(8, 6), lambda U, S, Vh: S.sum(), 3)
+    ((_, _, _, _, gU, gS, gVh, _),) = calls.arguments
+    assert (gU, gVh) == (None, None)
+    assert torch.equal(gS, torch.ones(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("part", [0, 2])
