@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlr.linalg as la
 from references import exact, unit_roundoff
-from strategies import with_spectrum
+from strategies import matrices, seeds, with_spectrum
 
 OPS = torch.ops.fastlr
 # Triplets to rounding: enough iterations for the spectra here, or a dense SVD.
@@ -328,6 +330,21 @@ def test_the_dense_solution_takes_over_where_iterations_do_not_converge():
     A = with_spectrum(300, 150, values)
     g = gradient(A, of_projector, 4, oversample=146)
     assert distance(g, projector_gradient(A, 4)) <= rounding(A, 1e-7)
+
+
+@given(A=matrices(), rank=st.integers(1, 60), seed=seeds, power_iters=st.integers(0, 3))
+def test_no_blow_up(A, rank, seed, power_iters):
+    """Whatever the spectrum, the cut and the quality of the triplets."""
+    A.requires_grad_()
+    rank = min(rank, *A.shape)
+    U, S, Vh = la.randomized_svd(A, rank, oversample=5, power_iters=power_iters, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (inner(1, U) + inner(2, Vh) + inner(3, U @ Vh) + S.sum()).backward()
+    # Nothing is divided by less than the rounding of A, 4·√min(m, n)·u·σ_1, and gU and gVh have
+    # norms near √(2·m·rank) and √(2·n·rank), which is 2·(m + n) together at most.
+    least = 4 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(S[0].detach())
+    assert A.grad.norm() <= 2 * sum(A.shape) / least
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
