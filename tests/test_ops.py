@@ -14,6 +14,14 @@ def matrix(m, n, dtype=torch.float64):
     return torch.randn(m, n, dtype=dtype, generator=torch.Generator().manual_seed(m + 100 * n))
 
 
+def svd_gradients(m, n, dtype=torch.float64):
+    """A matrix, three of its singular triplets, and a gradient for each factor."""
+    A = matrix(m, n, dtype)
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    factors = U[:, :3].contiguous(), S[:3].contiguous(), Vh[:3].contiguous()
+    return (A, *factors, *(factor.square() for factor in factors))
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -35,19 +43,27 @@ SAMPLES = {
     "orthonormalize": ([(matrix(9, 4),), (matrix(4, 9, torch.float32),)], False),
     "randomized_svd": (
         [
-            (matrix(30, 20), 3, 4, None, "subspace", False, "full", 0),
-            (matrix(20, 30, torch.float32), 3, 4, 2, "krylov", True, "full", 0),
-            (matrix(8, 6), 5, 10, None, "subspace", False, "full", 0),
-            (matrix(30, 20, torch.complex128), 3, 4, 1, "subspace", False, "full", 0),
-            (matrix(30, 20).expand(2, 3, 30, 20), 3, 4, None, "single_pass", False, "full", 0),
-            (matrix(20, 30), 3, 4, None, "nystrom", False, "full", 0),
+            (matrix(30, 20), 3, 4, None, "subspace", "full", False, 0),
+            (matrix(20, 30, torch.float32), 3, 4, 2, "krylov", "full", True, 0),
+            (matrix(8, 6), 5, 10, None, "subspace", "full", False, 0),
+            (matrix(30, 20, torch.complex128), 3, 4, 1, "subspace", "full", False, 0),
+            (matrix(30, 20).expand(2, 3, 30, 20), 3, 4, None, "single_pass", "full", False, 0),
+            (matrix(20, 30), 3, 4, None, "nystrom", "full", False, 0),
         ],
-        False,
+        True,
     ),
     "adaptive_svd": (
         [
             (matrix(60, 50), 0.5, None, 4, None, False, 0),
             (matrix(50, 60, torch.complex64), 0.5, 30, 4, 1, True, 0),
+        ],
+        True,
+    ),
+    "svd_backward": (
+        [
+            (*svd_gradients(30, 20), False),
+            (*svd_gradients(20, 30, torch.complex128), True),
+            (*svd_gradients(8, 6, torch.float32)[:5], None, None, False),
         ],
         False,
     ),
@@ -56,11 +72,16 @@ SAMPLES = {
         False,
     ),
 }
+# For finite differences, where the samples are approximations: factors to rounding, by a dense SVD.
+EXACT = {
+    "randomized_svd": [(matrix(8, 6), 5, 10, None, "subspace", "full", False, 0)],
+    "adaptive_svd": [(matrix(8, 6), 0.5, None, 4, None, False, 0)],
+}
 # A matrix without entries, where the operator has an answer for one.
 EMPTY = {
     "gaussian_product": (torch.empty(0, 5), 5, 4, 1, False),
     "orthonormalize": (torch.empty(0, 3),),
-    "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", False, "full", 0),
+    "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", "full", False, 0),
 }
 
 registered = sorted(
@@ -99,7 +120,7 @@ def test_opcheck(name, sample):
 
 @pytest.mark.parametrize("name", [name for name, (_, smooth) in SAMPLES.items() if smooth])
 def test_gradcheck(name):
-    for sample in SAMPLES[name][0]:
+    for sample in EXACT.get(name, SAMPLES[name][0]):
         if sample[0].dtype == torch.float64:
             A = sample[0].clone().requires_grad_()
             assert torch.autograd.gradcheck(lambda X, s=sample: run(name, (X, *s[1:])), A)

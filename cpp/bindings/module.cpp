@@ -87,7 +87,7 @@ PYBIND11_MODULE(_core, module) {
       "None: unknown.");
   using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
-             py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("precision"), py::arg("seed"),
+             py::arg("power_iters"), py::arg("method"), py::arg("precision"), py::arg("center"), py::arg("seed"),
              Released());
   module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),
              py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());

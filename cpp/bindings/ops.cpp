@@ -9,6 +9,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
+#include <fastlr/svd_backward.hpp>
 
 #include "svd.hpp"
 
@@ -40,11 +41,11 @@ class WithConjugateViews {
 };
 
 Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
-                       c10::string_view method, bool center, c10::string_view precision, int64_t seed) {
+                       c10::string_view method, c10::string_view precision, bool center, int64_t seed) {
   const WithConjugateViews guard;
   const std::string_view name(method.data(), method.size()), type(precision.data(), precision.size());
   if (A.dim() == 2)
-    return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, center, type, seed);
+    return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, type, center, seed);
   TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
   const auto batch = A.sizes().slice(0, A.dim() - 2);
   const fastlr::SvdOptions options{rank,
@@ -69,6 +70,13 @@ Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> mos
                                             seed);
 }
 
+at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tensor& S, const at::Tensor& Vh,
+                        const std::optional<at::Tensor>& gU, const std::optional<at::Tensor>& gS,
+                        const std::optional<at::Tensor>& gVh, bool center) {
+  const WithConjugateViews guard;
+  return fastlr::svd_backward(A, U, S, Vh, gU, gS, gVh, center);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
   auto r = fastlr::interpolative(A, rank, seed);
   return {r.indices, r.coefficients,
@@ -81,6 +89,7 @@ void register_kernels(torch::Library& library) {
   library.impl("interpolative", TORCH_FN(interpolative));
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
+  library.impl("svd_backward", TORCH_FN(svd_backward));
 }
 
 }  // namespace
@@ -91,11 +100,13 @@ TORCH_LIBRARY(fastlr, library) {
       "Device device) -> Tensor");
   def("gaussian_product(Tensor X, int rows, int columns, int seed, bool transposed) -> Tensor");
   def("orthonormalize(Tensor Y) -> Tensor");
-  def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, bool center, str precision, "
+  def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, str precision, bool center, "
       "int "
       "seed) -> (Tensor U, Tensor S, Tensor Vh, Tensor info)");
   def("adaptive_svd(Tensor A, float tol, int? most_rank, int oversample, int? power_iters, bool center, int seed) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
+  def("svd_backward(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor? gU, Tensor? gS, Tensor? gVh, bool center) -> "
+      "Tensor");
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
 }
 

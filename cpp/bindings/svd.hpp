@@ -47,7 +47,7 @@ inline Precision parse_precision(std::string_view name) {
 }
 
 inline Factors svd(const std::shared_ptr<const LinearOperator>& A, int64_t rank, int64_t oversample,
-                   std::optional<int64_t> power_iters, std::string_view method, bool center, std::string_view precision,
+                   std::optional<int64_t> power_iters, std::string_view method, std::string_view precision, bool center,
                    int64_t seed) {
   return factors(randomized_svd(center ? centered(A) : A, {rank, oversample, power_iters, seed, parse_method(method),
                                                            parse_precision(precision)}));

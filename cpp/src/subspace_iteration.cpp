@@ -66,6 +66,7 @@ std::pair<MaybeGroup, MaybeGroup> partition(Group group, const at::Tensor& mask)
 struct Finished {
   Group group;
   Triplets factors;
+  at::Tensor values;  // all Ritz values of the last step
   int64_t power_iters;
   bool converged;
 };
@@ -97,8 +98,13 @@ std::pair<at::Tensor, at::Tensor> rough_ritz_values(const Group& group) {
   return {squares.clamp_min(0).sqrt().flip(-1), at::ones({}, at::kBool)};
 }
 
-// A ≈ Q (AᴴQ)ᴴ for Q = orth(Y), Y = A P; the mask says for which matrices this is accurate to rounding.
-std::pair<Triplets, at::Tensor> triplets_of_step(const at::Tensor& Y, const at::Tensor& Z, int64_t rank) {
+// A ≈ Q (AᴴQ)ᴴ for Q = orth(Y), Y = A P.
+struct LastStep {
+  Triplets factors;
+  at::Tensor values;  // all singular values of QᴴA
+  at::Tensor mask;    // for which matrices this is accurate to rounding
+};
+LastStep triplets_of_step(const at::Tensor& Y, const at::Tensor& Z, int64_t rank) {
   const auto left = cholesky_factors(accurate_gram(Y));
   const auto rows = at::matmul(Z, left.T.to(Z.scalar_type()));
   const auto right = cholesky_factors(accurate_gram(rows));
@@ -106,7 +112,7 @@ std::pair<Triplets, at::Tensor> triplets_of_step(const at::Tensor& Y, const at::
     return at::logical_and(factors.valid, factors.amplification <= kMostAmplification);
   };
   const auto mask = at::logical_and(accurate(left), accurate(right));
-  if (!mask.any().item<bool>()) return {Triplets{}, mask};
+  if (!mask.any().item<bool>()) return {{}, {}, mask};
   // rows = P2 core, core = V' S U'ᴴ. In double precision the small vectors of float32 are orthonormal enough as LAPACK
   // leaves them.
   const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), right.R, 0.0);
@@ -118,7 +124,7 @@ std::pair<Triplets, at::Tensor> triplets_of_step(const at::Tensor& Y, const at::
   return {Triplets{tall_product(Y, at::matmul(left.T, leading(inner_left.mH()))),
                    without_noise(S, unit_roundoff(Z)).narrow(-1, 0, rank).to(c10::toRealValueType(Z.scalar_type())),
                    materialized_adjoint(tall_product(rows, at::matmul(right.T, leading(inner_right))))},
-          mask};
+          S, mask};
 }
 
 // The last step is that of `last`, in the full precision, where it is not that of the group itself.
@@ -191,14 +197,14 @@ class QuickIteration {
   }
 
   void finish(Group group, int64_t power_iters, bool converged) {
-    auto [factors, mask] = triplets_of_step(group.Y, group.Z, rank_);
+    auto [factors, values, mask] = triplets_of_step(group.Y, group.Z, rank_);
     if (mask.dim() > 0 && !mask.all().item<bool>() && mask.any().item<bool>()) {
       const auto good = mask.nonzero().squeeze(1);
       factors = {factors.U.index_select(0, good), factors.S.index_select(0, good), factors.Vh.index_select(0, good)};
     }
     auto [done, broken] = partition(std::move(group), mask);
     if (broken) result_.stopped.push_back({std::move(*broken), power_iters, true, converged});
-    if (done) result_.finished.push_back({std::move(*done), std::move(factors), power_iters, converged});
+    if (done) result_.finished.push_back({std::move(*done), std::move(factors), values, power_iters, converged});
   }
 
   int64_t rank_;
@@ -282,13 +288,14 @@ RandomizedSvd result_of(const Triplets& factors, const at::Tensor& probe, int ex
   return result;
 }
 
-// Whether the rounding of a lower precision, some u_low ‖A‖_F / sqrt(m) in a column of AᴴA P of unit length, has left
-// the range finder's result as good as in the full one. It turns the k-th right vector by rho = that over σ_k; the last
-// step, in full precision, multiplies this by the tail of A, so that ‖A - Q QᴴA‖_F^2 grows by k rho^2 / n of itself
-// at most: by less than 0.25 % where k <= n / 4 and rho <= 1 / 10.
-bool rounding_is_hidden(const Triplets& factors, const at::Tensor& probe, double u_low, int64_t rows) {
-  const double noise = 2 * u_low * frobenius_estimate(probe) / std::sqrt(static_cast<double>(rows));
-  return factors.S[-1].item<double>() >= 10 * noise;
+// Whether the rounding of a lower precision, some u_low ‖A‖_F / sqrt(m) in a column of AᴴA P of unit length, leaves the
+// result as good as the full one does, from the Ritz values of the sketch. It turns the k-th right vector by rho = that
+// over σ_k. The last step, in full precision, multiplies this by the tail of A, so that ‖A - Q QᴴA‖_F^2 grows by
+// k rho^2 / n of itself at most: by less than 0.25 % where k <= n / 4 and rho <= 1 / 10. The vectors are as good where
+// rho is below what they miss for want of iterations, (σ_l / σ_k)^(2 q) or so.
+bool rounding_is_hidden(const at::Tensor& values, int64_t rank, int64_t power_iters, double noise) {
+  const double kept = values[rank - 1].item<double>(), last = values[-1].item<double>();
+  return kept >= 10 * noise && std::pow(last / kept, 2 * power_iters) >= 10 * noise / kept;
 }
 
 std::optional<RandomizedSvd> svd_in_lower_precision(const Operator& A, const SvdOptions& options, int64_t width,
@@ -296,14 +303,18 @@ std::optional<RandomizedSvd> svd_in_lower_precision(const Operator& A, const Svd
   if (options.precision == Precision::full || 4 * width > A->columns()) return std::nullopt;
   const auto low = A->lowered(options.precision == Precision::lowest);
   if (!low.A) return std::nullopt;
-  auto group = first_step(low.A, options.power_iters ? omega : with_orthonormal_columns(omega, width), width);
+  auto group = first_step(low.A, with_orthonormal_columns(omega, width), width);
   // float32's range, which bfloat16 shares.
   if (!squares_in_range(at::empty({0}), largest_magnitude(group.probe))) return std::nullopt;
+  const double noise = 2 * low.roundoff * frobenius_estimate(group.probe) / std::sqrt(static_cast<double>(A->rows()));
+  // What the first step shows already is not carried on in vain.
+  const auto [values, valid] = rough_ritz_values(group);
+  if (!rounding_is_hidden(values, options.rank, options.power_iters.value_or(1), noise)) return std::nullopt;
   QuickIteration iteration(options.rank, options.power_iters, A, omega.narrow(1, width, kProbes));
   auto iterated = iteration.run(std::move(group));
   if (iterated.finished.empty()) return std::nullopt;
   const auto& done = iterated.finished.front();
-  if (!rounding_is_hidden(done.factors, done.group.probe, low.roundoff, A->rows())) return std::nullopt;
+  if (!rounding_is_hidden(done.values, options.rank, done.power_iters, noise)) return std::nullopt;
   auto result = result_of(done.factors, done.group.probe, 0, done.power_iters, done.converged, options, width);
   result.lowered = true;
   return result;
@@ -355,7 +366,7 @@ BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t
   auto [usable, rest] = partition(std::move(group), in_range(group.probe));
   QuickIteration iteration(rank, options.power_iters, nullptr, {});
   auto iterated = usable ? iteration.run(std::move(*usable)) : Iterated{};
-  for (const auto& [done, factors, power_iters, converged] : iterated.finished) {
+  for (const auto& [done, factors, values, power_iters, converged] : iterated.finished) {
     result.U.index_copy_(0, done.which, factors.U);
     result.S.index_copy_(0, done.which, factors.S);
     result.Vh.index_copy_(0, done.which, factors.Vh);

@@ -29,8 +29,8 @@ def randomized_svd(
     oversample: int,
     power_iters: int | None,
     method: str,
-    center: bool,
     precision: str,
+    center: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def adaptive_svd(

@@ -43,8 +43,8 @@ def _(
     oversample: int,
     power_iters: int | None,
     method: str,
-    center: bool,
     precision: str,
+    center: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _fake_svd(A, rank)
@@ -71,6 +71,20 @@ def _fake_svd(A: Tensor, rank: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     info = torch.empty((*batch, _INFO["svd"]), dtype=torch.float64, device="cpu")
     return empty(m, rank), empty(rank, dtype=A.dtype.to_real()), empty(rank, n), info
+
+
+@torch.library.register_fake("fastlr::svd_backward")
+def _(
+    A: Tensor,
+    U: Tensor,
+    S: Tensor,
+    Vh: Tensor,
+    gU: Tensor | None,
+    gS: Tensor | None,
+    gVh: Tensor | None,
+    center: bool,
+) -> Tensor:
+    return A.new_empty(A.shape)
 
 
 @torch.library.register_fake("fastlr::interpolative")
@@ -101,12 +115,35 @@ torch.library.register_autograd(
 )
 
 
-def _not_differentiable(name: str) -> None:
+def _svd_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    A, *others, ctx.center, _seed = inputs
+    ctx.others = len(others) + 2
+    *factors, info = output
+    ctx.save_for_backward(A, *factors)
+    ctx.mark_non_differentiable(info)
+    ctx.set_materialize_grads(False)  # a loss of S alone needs no pass over A
+
+
+def _svd_backward(
+    ctx: Any, gU: Tensor | None, gS: Tensor | None, gVh: Tensor | None, _info: None
+) -> tuple[Tensor | None, ...]:
+    grad = torch.ops.fastlr.svd_backward(*ctx.saved_tensors, gU, gS, gVh, ctx.center)
+    return grad, *[None] * ctx.others
+
+
+for _name in ("randomized_svd", "adaptive_svd"):
+    torch.library.register_autograd(f"fastlr::{_name}", _svd_backward, setup_context=_svd_context)
+
+
+def _not_differentiable(name: str, what: str) -> None:
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"fastlr.linalg.{name} is not differentiable; detach its input")
+        raise RuntimeError(f"{what} is not differentiable; detach its input")
 
     torch.library.register_autograd(f"fastlr::{name}", backward)
 
 
-for _name in ("orthonormalize", "randomized_svd", "adaptive_svd", "interpolative"):
-    _not_differentiable(_name)
+_not_differentiable("orthonormalize", "fastlr.linalg.orthonormalize")
+_not_differentiable("interpolative", "fastlr.linalg.interpolative")
+_not_differentiable("svd_backward", "the gradient of fastlr.linalg.randomized_svd")

@@ -331,12 +331,6 @@ def test_result_unpacks_pickles_and_keeps_info():
     assert copy.info == result.info
 
 
-def test_not_differentiable_says_so():
-    A = torch.randn(30, 20, requires_grad=True)
-    with pytest.raises(RuntimeError, match="randomized_svd is not differentiable"):
-        la.randomized_svd(A, 2, seed=0).S.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -19,7 +19,7 @@ HALF = {
 def run(A, precision, power_iters=2, rank=RANK):
     """The operator itself: "lowest" needs no hardware that is faster then, for a test alone."""
     *factors, info = torch.ops.fastlr.randomized_svd(
-        A, rank, 10, power_iters, "subspace", False, precision, 0
+        A, rank, 10, power_iters, "subspace", precision, False, 0
     )
     return factors, info[2].item(), bool(info[8])
 
@@ -44,7 +44,7 @@ def test_the_error_is_that_of_the_full_precision(dtype, power_iters, decay):
     values = {
         "flat": np.ones(N),
         "slow": 1 / np.sqrt(1.0 + index),
-        "signal and noise": np.where(index < RANK, 10.0 / (1 + index), 0.05),
+        "signal and noise": np.where(index < RANK, 2.0 - index / RANK, 0.9),
     }[decay]
     A = matrix(values, dtype)
     full, _, lowered = run(A, "full", power_iters)
@@ -71,6 +71,14 @@ def test_what_rounding_would_reach_is_computed_in_full(dtype, decay):
     assert not lowered
     rounding = 40 * np.sqrt(N) * torch.finfo(dtype).eps * np.linalg.norm(exact(A))
     assert error(A, factors) <= 1.4 * tail_norm(A, RANK) + rounding
+
+
+def test_converged_vectors_keep_the_full_precision():
+    A = with_spectrum(M, N, 0.5 ** np.arange(N))
+    low, _, lowered = run(A, "lowest", 12)
+    assert not lowered
+    full, _, _ = run(A, "full", 12)
+    assert all(torch.equal(one, two) for one, two in zip(low, full, strict=True))
 
 
 @pytest.mark.parametrize("size", [1e60, 1e-60])

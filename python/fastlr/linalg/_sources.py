@@ -76,6 +76,11 @@ def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
         raise TypeError(f"{caller}: a sparse A must be of layout COO, CSR or CSC, got {A.layout}")
     if A.dim() != 2:
         raise ValueError(f"{caller}: a sparse A must have 2 dimensions, got shape {tuple(A.shape)}")
+    if A.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{caller}: a sparse A has no gradient, got one that requires grad; detach it, or give "
+            "A.to_dense()"
+        )
     dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, "A")
     return Matrix(_core.operator_of_matrix(A.detach().to(computed)), numpy, dtype)
 

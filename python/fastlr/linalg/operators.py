@@ -15,6 +15,8 @@ Product = Callable[[Tensor], Any]
 class LinearOperator:
     """A matrix A known by two functions of thin matrices.
 
+    No gradient goes through the functions, nor to tensors that they use.
+
     Parameters
     ----------
     shape : (int, int)

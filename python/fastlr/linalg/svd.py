@@ -99,8 +99,9 @@ def randomized_svd(
     ValueError
         Neither `rank` nor `tol`, one of them out of range, a negative `oversample` or
         `power_iters`, an unknown `method`, an entry that is not finite (its index is named where
-        entries can be seen); a block that does not fit the first one, a file that is truncated or
-        changes, another number of rows in a later read, an iterator where it would be read twice.
+        entries can be seen), a sparse tensor that requires grad; a block that does not fit the
+        first one, a file that is truncated or changes, another number of rows in a later read, an
+        iterator where it would be read twice.
     TypeError
         An input of none of the kinds above, a number that is not an integer, a block of another
         dtype than the first one.
@@ -109,16 +110,19 @@ def randomized_svd(
     -----
     ConvergenceWarning
         `tol` was not met within `rank`, or the Krylov space did not converge.
+    UserWarning
+        From ``backward``: see below.
 
     Notes
     -----
     With l = rank + oversample: 2 + 2·power_iters passes over A, each 2·m·n·l flops (four times that
     for complex ones), and O((m + n)·l²) besides; two more where σ_l/σ_1 is below √u, for one more
     step, with orthonormal bases on both sides; one more where A·P has columns that are nearly
-    dependent. With `tol`: 2 + 2·power_iters passes for every block, of a width that grows by half, one for ‖A‖_F and one that checks A. Where l
-    reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed instead. The
-    short side of A is sketched, so that A and Aᴴ get the same factors. Matrices whose squares would
-    leave the floating-point range are multiplied by a power of two on the way.
+    dependent. With `tol`: 2 + 2·power_iters passes for every block, of a width that grows by half,
+    one for ‖A‖_F and one that checks A. Where l reaches min(m, n) (with `tol`, two thirds of it),
+    one dense SVD is computed instead. The short side of A is sketched, so that A and Aᴴ get the
+    same factors. Matrices whose squares would leave the floating-point range are multiplied by a
+    power of two on the way.
 
     ``info.error`` is an upper estimate of ‖A − U·diag(S)·Vh‖_F, from ten random probes that share
     the first pass over A; it fails with the stated probability. With `tol` it comes from the
@@ -133,10 +137,22 @@ def randomized_svd(
     Matrices of a batch share their draws; small ones are iterated in groups, a group to a thread.
     Ctrl-C stops between products and between blocks.
 
+    Differentiable once with respect to a dense tensor: the gradient of exact triplets, so as
+    accurate as U, S and Vh are. Right for repeated and clustered values where the loss does not
+    depend on the choice of vectors among equal ones; the truncated matrix is best written
+    ``U @ (U.mH @ A)``, since the factors alone do not hold all of its gradient there. Where the
+    loss depends on that choice, the rank cuts through a cluster, or the triplets have not
+    converged, what has no derivative is left out and a UserWarning says so. No pass over A for a
+    loss of S; otherwise two passes an iteration of conjugate residuals, of which it takes
+    17/√(1 − σ²_(rank+1)/σ²_rank) at most in float64, or eigenvalues of a Gram matrix of the short
+    side where that is cheaper, and O((m + n)·rank) memory besides the gradient (m·n with the Gram
+    matrix).
+
     Sources: Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53 (2011);
     Yu, Gu, Li, SIMAX 39 (2018), for `tol`; Musco, Musco, NeurIPS 2015, and Baglama, Reichel, BIT 46
     (2006), for "krylov"; Tropp, Yurtsever, Udell, Cevher, SISC 41 (2019), for "single_pass";
-    Nakatsukasa, arXiv:2009.11392, for "nystrom". Not differentiable.
+    Nakatsukasa, arXiv:2009.11392, for "nystrom"; Townsend (2016), Wan, Zhang, arXiv:1909.02659, and
+    Francuz, Schuch, Vanhecke, arXiv:2311.11894, for the gradient.
 
     Examples
     --------
@@ -175,8 +191,8 @@ def randomized_svd(
             most_rank,
             *common,
             chosen,
-            center,
             precision,
+            center,
             as_seed(seed, caller),
         )
     U, S, Vh, numbers = factors
