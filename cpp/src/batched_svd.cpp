@@ -13,7 +13,7 @@ namespace {
 
 // Bytes of the matrices that are iterated together, which stay in a core's cache; those of matrices that are not, since
 // the products of one alone take longer than what goes on around them.
-constexpr int64_t kGroupBytes = 1 << 20, kAloneBytes = 256 << 10;
+constexpr int64_t kGroupBytes = 2 << 20, kAloneBytes = 256 << 10;
 
 void write(BatchedSvd& batch, int64_t i, const RandomizedSvd& one) {
   batch.U.select(0, i).copy_(one.U);

@@ -141,7 +141,7 @@ class QuickIteration {
         finish(std::move(*active), i, power_iters_.has_value());
         break;
       }
-      active->gram = accurate_gram(active->Z);
+      active->gram = power_iters_ ? at::matmul(active->Z.mH(), active->Z) : accurate_gram(active->Z);
       if (!power_iters_) active = without_settled(std::move(*active), i, most);
       if (active) active = advanced(std::move(*active), i, /*to_last=*/i + 1 == most);
     }

@@ -8,6 +8,8 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "tall.hpp"
+
 namespace fastlr {
 namespace {
 
@@ -87,9 +89,9 @@ void fix_signs(at::Tensor& U, at::Tensor& Vh) {
   at::Tensor phase;
   // A real column without its largest magnitude at both signs needs no search for where it is.
   if (!U.is_complex()) {
-    const auto most = U.amax(-2), least = U.amin(-2).neg();
-    if (!(most == least).any().item<bool>())
-      phase = at::where(most < least, -1.0, 1.0).to(U.scalar_type()).unsqueeze(-2);
+    const auto [least, most] = column_extremes(U);
+    if (!(most == least.neg()).any().item<bool>())
+      phase = at::where(most < least.neg(), -1.0, 1.0).to(U.scalar_type()).unsqueeze(-2);
   }
   if (!phase.defined()) phase = at::sgn(U.gather(-2, U.abs().argmax(-2, /*keepdim=*/true)));
   U.mul_(at::conj_physical(phase));

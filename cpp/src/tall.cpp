@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "checks.hpp"
 
@@ -28,7 +29,7 @@ void for_row_blocks(int64_t rows, int64_t height, int64_t shares, const RowVisit
 }
 
 int64_t cached_rows(int64_t bytes_per_row) {
-  constexpr int64_t cache = 1 << 20;
+  constexpr int64_t cache = 512 << 10;
   return std::max<int64_t>(128, cache / std::max<int64_t>(1, bytes_per_row));
 }
 
@@ -56,10 +57,29 @@ void tall_add_product_(at::Tensor& Y, const at::Tensor& C) {
     return;
   }
   const int64_t height = cached_rows(2 * Y.size(1) * Y.element_size());
-  for_row_blocks(Y.size(0), height, row_shares(Y, Y.size(0), height), [&](int64_t, int64_t row0, int64_t count) {
-    auto block = Y.narrow(0, row0, count);
-    block += at::mm(block, factor);
+  const int64_t shares = row_shares(Y, Y.size(0), height);
+  const auto buffers = at::empty({shares, std::min(height, Y.size(0)), Y.size(1)}, Y.options());
+  for_row_blocks(Y.size(0), height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+    auto block = Y.narrow(0, row0, count), product = buffers.select(0, share).narrow(0, 0, count);
+    at::mm_out(product, block, factor);
+    block += product;
   });
+}
+
+std::pair<at::Tensor, at::Tensor> column_extremes(const at::Tensor& Y) {
+  const int64_t columns = Y.size(-1), height = cached_rows(2 * columns * Y.element_size());
+  const int64_t shares = Y.dim() > 2 ? 1 : row_shares(Y, Y.size(-2), height);
+  if (shares == 1) return {Y.amin(-2), Y.amax(-2)};
+  // Reductions along rows that are not contiguous are several times as slow as a copy in the cache.
+  const auto buffers = at::empty({shares, columns, height}, Y.options());
+  std::vector<at::Tensor> least(shares), most(shares);
+  for_row_blocks(Y.size(0), height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+    const auto block = buffers.select(0, share).narrow(1, 0, count).copy_(Y.narrow(0, row0, count).t());
+    const auto [low, high] = at::aminmax(block, /*dim=*/1);
+    least[share] = least[share].defined() ? at::minimum(least[share], low) : low;
+    most[share] = most[share].defined() ? at::maximum(most[share], high) : high;
+  });
+  return {at::stack(least).amin(0), at::stack(most).amax(0)};
 }
 
 at::ScalarType wide_type(const at::Tensor& Y) { return Y.is_complex() ? at::kComplexDouble : at::kDouble; }
@@ -90,10 +110,18 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
     G = at::matmul(wide.mH(), wide);
   } else {
     const int64_t shares = row_shares(Y, rows, height);
-    auto parts = at::zeros({shares, columns, columns}, Y.options().dtype(wide_type(Y)));
+    const auto options = Y.options().dtype(wide_type(Y));
+    auto parts = at::zeros({shares, columns, columns}, options);
+    const auto buffers = at::empty({shares, widest ? 0 : height, columns}, options);
     for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {
-      const auto block = Y.narrow(0, row0, count), wide = block.to(wide_type(Y));
-      parts.select(0, share).add_(widest ? gram_of_short_sums(block) : at::mm(wide.mH(), wide));
+      const auto block = Y.narrow(0, row0, count);
+      auto part = parts.select(0, share);
+      if (widest) {
+        part.add_(gram_of_short_sums(block));
+      } else {
+        const auto wide = buffers.select(0, share).narrow(0, 0, count).copy_(block);
+        part.addmm_(wide.mH(), wide);
+      }
     });
     G = shares == 1 ? parts.squeeze(0) : parts.sum(0);
   }

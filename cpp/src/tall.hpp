@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <utility>
 
 namespace fastlr {
 
@@ -12,7 +13,9 @@ namespace fastlr {
 // one to a thread, one alone where there is too little of it or where another level is parallel already.
 int64_t row_shares(const at::Tensor& like, int64_t rows, int64_t height);
 
-// Visits blocks of at most `height` rows; the blocks of a share come in order, shares may run at the same time.
+// Visits blocks of at most `height` rows; the blocks of a share come in order, shares may run at the same time. What a
+// visitor needs for a block is allocated before, for each share: memory that is given back after every block comes with
+// a page fault for the next one.
 using RowVisitor = std::function<void(int64_t share, int64_t row0, int64_t height)>;
 void for_row_blocks(int64_t rows, int64_t height, int64_t shares, const RowVisitor& visit);
 
@@ -29,6 +32,9 @@ void tall_add_product_(at::Tensor& Y, const at::Tensor& C);
 // is off by up to m u / 4): float32 is accumulated in float64; float64 in short sums, and the diagonal, whose terms are
 // all positive, pairwise.
 at::Tensor accurate_gram(const at::Tensor& Y);
+
+// The smallest and the largest entry of each column of a real Y.
+std::pair<at::Tensor, at::Tensor> column_extremes(const at::Tensor& Y);
 
 // complex128 or float64
 at::ScalarType wide_type(const at::Tensor& Y);
