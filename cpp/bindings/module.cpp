@@ -6,6 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
 
 #include <fastlr/philox.hpp>
 #include <torch/csrc/Exceptions.h>
@@ -58,8 +62,16 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("counter"), py::arg("key"), "The four words of Philox4x32-10 at a counter, for a key.");
 
+  using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<LinearOperator, std::shared_ptr<LinearOperator>>(
-      module, "Operator", "A matrix known by its products, as the core calls them back.");
+      module, "Operator", "A matrix known by its products, as the core calls them back.")
+      .def_property_readonly("shape", [](const LinearOperator& A) { return py::make_tuple(A.rows(), A.columns()); })
+      .def("matmat", &LinearOperator::matmat, py::arg("X"), Released())
+      .def(
+          "check_finite", [](const LinearOperator& A, const std::string& caller) { A.check_finite(caller.c_str()); },
+          py::arg("caller"), Released())
+      .def("row_mean", &LinearOperator::row_mean, Released())
+      .def("distance_from_row", &LinearOperator::distance_from_row, py::arg("row"), Released());
   module.def(
       "operator_of_matrix",
       [](const at::Tensor& A) { return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(A)); }, py::arg("A"),
@@ -73,7 +85,6 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("rows"), py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("matmat"), py::arg("rmatmat"),
       "X -> A X and Y -> Aᴴ Y as functions of tensors.");
-  using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("seed"), Released());
   module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),

@@ -4,6 +4,7 @@ from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
+from fastlr.linalg.pca import PCA, PCAInfo, pca
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import (
     ConvergenceWarning,
@@ -16,14 +17,17 @@ from fastlr.linalg.sketching import sketch
 from fastlr.linalg.svd import randomized_svd
 
 __all__ = [
+    "PCA",
     "ConvergenceWarning",
     "InterpolativeInfo",
     "InterpolativeResult",
     "LinearOperator",
+    "PCAInfo",
     "SVDInfo",
     "SVDResult",
     "interpolative",
     "orthonormalize",
+    "pca",
     "random_matrix",
     "randomized_svd",
     "sketch",
