@@ -14,6 +14,7 @@
 #include <fastlr/philox.hpp>
 #include <torch/csrc/Exceptions.h>
 
+#include "hermitian.hpp"
 #include "python_operators.hpp"
 #include "svd.hpp"
 
@@ -89,4 +90,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("power_iters"), py::arg("method"), py::arg("center"), py::arg("seed"), Released());
   module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),
              py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());
+  module.def("nystrom", &fastlr::bindings::nystrom, py::arg("A"), py::arg("rank"), py::arg("oversample"),
+             py::arg("seed"), Released());
+  module.def("randomized_eigh", &fastlr::bindings::randomized_eigh, py::arg("A"), py::arg("rank"),
+             py::arg("oversample"), py::arg("power_iters"), py::arg("seed"), Released());
 }

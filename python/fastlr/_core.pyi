@@ -39,3 +39,9 @@ def adaptive_svd(
     center: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def nystrom(
+    A: Operator, rank: int, oversample: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor | None, list[float]]: ...
+def randomized_eigh(
+    A: Operator, rank: int, oversample: int, power_iters: int | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor | None, list[float]]: ...

@@ -1,6 +1,7 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
@@ -19,6 +20,8 @@ from fastlr.linalg.svd import randomized_svd
 __all__ = [
     "PCA",
     "ConvergenceWarning",
+    "EighInfo",
+    "EighResult",
     "InterpolativeInfo",
     "InterpolativeResult",
     "LinearOperator",
@@ -26,9 +29,11 @@ __all__ = [
     "SVDInfo",
     "SVDResult",
     "interpolative",
+    "nystrom",
     "orthonormalize",
     "pca",
     "random_matrix",
+    "randomized_eigh",
     "randomized_svd",
     "sketch",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_real, as_seed
 from fastlr.linalg._sources import Matrix, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
@@ -129,11 +129,10 @@ def randomized_svd(
     """
     caller = "randomized_svd"
     matrix = open_matrix(A, caller)
-    iterations = _as_power_iters(power_iters, caller)
+    iterations = as_power_iters(power_iters, caller)
     _check_request(matrix, rank, tol, method, iterations, caller)
     oversample = as_integer(oversample, caller, "oversample")
-    if out not in (None, "torch", "numpy"):
-        raise ValueError(f'{caller}: out must be "torch", "numpy" or None, got {out!r}')
+    out = as_out(out, caller)
     common = (oversample, iterations)
     most_rank = None if rank is None else as_integer(rank, caller, "rank")
     if tol is not None:
@@ -158,12 +157,6 @@ def _call(name: str, matrix: Matrix, *arguments: Any) -> tuple[Tensor, Tensor, T
         matrix.data, *arguments
     )
     return result
-
-
-def _as_power_iters(power_iters: Any, caller: str) -> int | None:
-    if isinstance(power_iters, str) and power_iters == "auto":
-        return None
-    return as_integer(power_iters, caller, 'power_iters (or "auto")')
 
 
 def _check_request(
