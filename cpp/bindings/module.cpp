@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
 #include <torch/csrc/Exceptions.h>
 
@@ -39,6 +40,10 @@ void run_signal_handlers() {
 
 at::TensorOptions options(at::ScalarType dtype, at::Device device) {
   return at::TensorOptions().dtype(dtype).device(device);
+}
+
+auto numbers(const fastlr::NormEstimate& r) {
+  return std::make_tuple(r.value, r.lower, r.upper, r.failure, r.passes, static_cast<int64_t>(r.method));
 }
 
 }  // namespace
@@ -94,4 +99,24 @@ PYBIND11_MODULE(_core, module) {
              py::arg("seed"), Released());
   module.def("randomized_eigh", &fastlr::bindings::randomized_eigh, py::arg("A"), py::arg("rank"),
              py::arg("oversample"), py::arg("power_iters"), py::arg("seed"), Released());
+  module.def(
+      "spectral_norm",
+      [](const std::shared_ptr<const LinearOperator>& A, double rtol, double failure, int64_t seed) {
+        return numbers(fastlr::spectral_norm(A, rtol, failure, seed));
+      },
+      py::arg("A"), py::arg("rtol"), py::arg("failure"), py::arg("seed"), Released());
+  module.def(
+      "frobenius_norm",
+      [](const std::shared_ptr<const LinearOperator>& A, double failure, int64_t seed) {
+        return numbers(fastlr::frobenius_norm_estimate(A, failure, seed));
+      },
+      py::arg("A"), py::arg("failure"), py::arg("seed"), Released());
+  module.def(
+      "estimate_rank",
+      [](const std::shared_ptr<const LinearOperator>& A, std::optional<double> tol, std::optional<int64_t> most,
+         int64_t seed) {
+        const auto r = fastlr::estimate_rank(A, tol, most, seed);
+        return std::make_tuple(r.rank, r.lower, r.upper, r.norm, r.residual, r.failure, r.passes, r.converged, r.dense);
+      },
+      py::arg("A"), py::arg("tol"), py::arg("most"), py::arg("seed"), Released());
 }

@@ -7,24 +7,10 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "qb.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
-namespace {
-
-constexpr int64_t kFirstBlock = 16;
-constexpr int64_t kPowerIters = 2;
-
-// A ≈ Q rowsᴴ with orthonormal Q and rows = Aᴴ Q.
-struct QB {
-  at::Tensor Q, rows;
-  double captured = 0.0;  // ‖Qᴴ A‖_F
-
-  int64_t width() const { return Q.size(1); }
-  // (I - Q Qᴴ) Y for Y = A X
-  at::Tensor deflated(const at::Tensor& Y, const at::Tensor& X) const { return Y - at::mm(Q, at::mm(rows.mH(), X)); }
-};
-
 void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters, int64_t seed) {
   const int64_t drawn = qb.width();
   const auto omega = gaussian(A.columns(), block, seed, drawn, A.options());
@@ -38,6 +24,11 @@ void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters,
   qb.rows = at::cat({qb.rows, rows}, 1);
   qb.captured = std::hypot(qb.captured, frobenius_norm(rows));
 }
+
+namespace {
+
+constexpr int64_t kFirstBlock = 16;
+constexpr int64_t kPowerIters = 2;
 
 // Bounds ‖A - Q rowsᴴ‖_F from above. The projected norm costs nothing; where it would cancel, or ‖A‖_F is not known,
 // a probe with Gaussian vectors that nothing before depends on. The failures of all probes add up to kFailure.

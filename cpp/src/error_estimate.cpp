@@ -11,11 +11,11 @@
 namespace fastlr {
 namespace {
 
-// P(chi-squared with kProbes degrees of freedom <= x): a Poisson tail, as kProbes is even.
-double chi_squared_cdf(double x) {
-  constexpr int64_t half = kProbes / 2;
+// P(chi-squared with an even number of degrees of freedom <= x): a Poisson tail.
+double chi_squared_cdf(double x, int64_t freedom) {
+  const int64_t half = freedom / 2;
   double term = std::exp(-x / 2), tail = 0.0;
-  for (int64_t i = 1; i < half + 60; ++i) {
+  for (int64_t i = 1; i < 2 * half + 60; ++i) {
     term *= x / 2 / static_cast<double>(i);
     if (i >= half) tail += term;
   }
@@ -28,14 +28,16 @@ double frobenius_estimate(const at::Tensor& probed) {
   return frobenius_norm(probed) / std::sqrt(static_cast<double>(probed.size(1)));
 }
 
-double probe_factor(double failure) {
-  double low = 0.0, high = kProbes;  // the median is below the mean
+double chi_squared_quantile(double probability, int64_t freedom) {
+  double low = 0.0, high = 4.0 * freedom;
   for (int halving = 0; halving < 60; ++halving) {
     const double middle = (low + high) / 2;
-    (chi_squared_cdf(middle) < failure ? low : high) = middle;
+    (chi_squared_cdf(middle, freedom) < probability ? low : high) = middle;
   }
-  return std::sqrt(kProbes / low);
+  return low;
 }
+
+double probe_factor(double failure) { return std::sqrt(kProbes / chi_squared_quantile(failure, kProbes)); }
 
 ErrorEstimate estimate_error(const at::Tensor& probed) {
   static const double factor = probe_factor(kFailure);

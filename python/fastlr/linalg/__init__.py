@@ -3,6 +3,14 @@
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.norms import (
+    EstimateInfo,
+    NormEstimate,
+    RankEstimate,
+    RankInfo,
+    estimate_norm,
+    estimate_rank,
+)
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.pca import PCA, PCAInfo, pca
@@ -22,12 +30,18 @@ __all__ = [
     "ConvergenceWarning",
     "EighInfo",
     "EighResult",
+    "EstimateInfo",
     "InterpolativeInfo",
     "InterpolativeResult",
     "LinearOperator",
+    "NormEstimate",
     "PCAInfo",
+    "RankEstimate",
+    "RankInfo",
     "SVDInfo",
     "SVDResult",
+    "estimate_norm",
+    "estimate_rank",
     "interpolative",
     "nystrom",
     "orthonormalize",
