@@ -1,4 +1,5 @@
 // pybind11: what an operator schema cannot carry.
+#include <pybind11/complex.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +14,7 @@
 
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
+#include <fastlr/trace.hpp>
 #include <torch/csrc/Exceptions.h>
 
 #include "hermitian.hpp"
@@ -119,4 +121,11 @@ PYBIND11_MODULE(_core, module) {
         return std::make_tuple(r.rank, r.lower, r.upper, r.norm, r.residual, r.failure, r.passes, r.converged, r.dense);
       },
       py::arg("A"), py::arg("tol"), py::arg("most"), py::arg("seed"), Released());
+  module.def(
+      "hutchpp",
+      [](const std::shared_ptr<const LinearOperator>& A, int64_t products, std::optional<double> tol, int64_t seed) {
+        const auto r = fastlr::hutchpp(A, {products, tol, seed});
+        return std::make_tuple(r.value, r.std_error, r.products, r.passes, r.converged, r.exact);
+      },
+      py::arg("A"), py::arg("products"), py::arg("tol"), py::arg("seed"), Released());
 }

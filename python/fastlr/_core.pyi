@@ -54,3 +54,6 @@ def frobenius_norm(
 def estimate_rank(
     A: Operator, tol: float | None, most: int | None, seed: int
 ) -> tuple[int, int, int, float, float, float, int, bool, bool]: ...
+def hutchpp(
+    A: Operator, products: int, tol: float | None, seed: int
+) -> tuple[complex, float, int, int, bool, bool]: ...

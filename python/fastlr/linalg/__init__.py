@@ -24,6 +24,7 @@ from fastlr.linalg.results import (
 )
 from fastlr.linalg.sketching import sketch
 from fastlr.linalg.svd import randomized_svd
+from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
 
 __all__ = [
     "PCA",
@@ -40,8 +41,11 @@ __all__ = [
     "RankInfo",
     "SVDInfo",
     "SVDResult",
+    "TraceEstimate",
+    "TraceInfo",
     "estimate_norm",
     "estimate_rank",
+    "hutchpp",
     "interpolative",
     "nystrom",
     "orthonormalize",
