@@ -14,6 +14,7 @@
 
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
+#include <fastlr/spectral_density.hpp>
 #include <fastlr/trace.hpp>
 #include <torch/csrc/Exceptions.h>
 
@@ -128,4 +129,11 @@ PYBIND11_MODULE(_core, module) {
         return std::make_tuple(r.value, r.std_error, r.products, r.passes, r.converged, r.exact);
       },
       py::arg("A"), py::arg("products"), py::arg("tol"), py::arg("seed"), Released());
+  module.def(
+      "spectral_density",
+      [](const std::shared_ptr<const LinearOperator>& A, int64_t n_vectors, int64_t steps, int64_t seed) {
+        const auto r = fastlr::spectral_density(A, n_vectors, steps, seed);
+        return std::make_tuple(r.nodes, r.weights, r.exact, r.passes);
+      },
+      py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
 }

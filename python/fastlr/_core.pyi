@@ -57,3 +57,6 @@ def estimate_rank(
 def hutchpp(
     A: Operator, products: int, tol: float | None, seed: int
 ) -> tuple[complex, float, int, int, bool, bool]: ...
+def spectral_density(
+    A: Operator, n_vectors: int, steps: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor, int]: ...

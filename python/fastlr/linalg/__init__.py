@@ -1,6 +1,7 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.norms import (
@@ -41,6 +42,8 @@ __all__ = [
     "RankInfo",
     "SVDInfo",
     "SVDResult",
+    "SpectralDensity",
+    "SpectralEstimate",
     "TraceEstimate",
     "TraceInfo",
     "estimate_norm",
@@ -54,4 +57,5 @@ __all__ = [
     "randomized_eigh",
     "randomized_svd",
     "sketch",
+    "spectral_density",
 ]
