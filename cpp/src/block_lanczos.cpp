@@ -2,32 +2,13 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
 #include <utility>
 
 #include <fastlr/orthonormalize.hpp>
 
-#include "checks.hpp"
+#include "orthonormal_beside.hpp"
 
 namespace fastlr {
-namespace {
-
-// The columns of `Y` orthonormal, and orthogonal to the orthonormal columns of `basis`, for any Y: where the space is
-// invariant Y is rounding noise beside the basis, and any directions do, but two rounds may leave them oblique.
-at::Tensor orthonormal_beside(const at::Tensor& basis, const at::Tensor& Y) {
-  constexpr int kMostRounds = 8;
-  const double rounding = 10 * std::sqrt(static_cast<double>(Y.size(1))) * unit_roundoff(Y);
-  auto Q = orthonormalize(Y - at::mm(basis, at::mm(basis.mH(), Y)));
-  for (int round = 0; round < kMostRounds; ++round) {
-    const auto overlap = at::mm(basis.mH(), Q);
-    if (round > 0 && frobenius_norm(overlap) <= rounding) break;
-    Q = orthonormalize(Q - at::mm(basis, overlap));
-  }
-  return Q;
-}
-
-}  // namespace
-
 BlockLanczos::BlockLanczos(Product product, const at::Tensor& start)
     : product_(std::move(product)),
       block_(start.size(1)),
@@ -42,7 +23,7 @@ void BlockLanczos::append(const at::Tensor& Q) {
   const auto beside = at::mm(V_.mH(), product), within = at::mm(Q.mH(), product);
   T_ = at::cat({at::cat({T_, beside}, 1), at::cat({beside.mH(), within}, 1)}, 0);
   V_ = at::cat({V_, Q}, 1);
-  next_ = orthonormal_beside(V_, product);
+  next_ = orthonormal_beside(V_, product, drawn_);
   // The older columns of F are in the span of Q, thus in that of V now.
   coupling_ = at::cat({at::zeros({block_, width() - block_}, Q.options()), at::mm(next_.mH(), product)}, 1);
 }
@@ -58,7 +39,7 @@ RitzPairs BlockLanczos::ritz() const {
 
 void BlockLanczos::restart(const RitzPairs& ritz, int64_t kept) {
   const auto X = ritz.vectors.narrow(1, 0, kept);
-  V_ = at::mm(V_, X);
+  V_ = polish(at::mm(V_, X));
   T_ = at::diag(ritz.values.narrow(0, 0, kept)).to(V_.scalar_type());
   coupling_ = at::mm(coupling_, X);
 }

@@ -40,6 +40,7 @@ class BlockLanczos {
   at::Tensor V_, T_;
   at::Tensor next_;      // orthonormal, orthogonal to V
   at::Tensor coupling_;  // F = next_ coupling_
+  int64_t drawn_ = 0;    // directions where the space was invariant
 };
 
 }  // namespace fastlr

@@ -69,7 +69,7 @@ Eigenpairs dense_eigh(const Operator& A, int64_t rank, bool semidefinite, const 
   check_hermitian(unit, at::eye(A->rows(), A->options()), caller);
   auto [values, vectors] = at::linalg_eigh((unit + unit.mH()) / 2);
   if (semidefinite) {
-    check_semidefinite(values, caller);
+    check_semidefinite(values, unit_roundoff(dense), caller);
     values = values.clamp_min(0);
   }
   const auto order = values.abs().argsort(/*dim=*/0, /*descending=*/true);
@@ -87,11 +87,12 @@ Eigenpairs dense_eigh(const Operator& A, int64_t rank, bool semidefinite, const 
 }
 
 // Yν = (A + νI) Q of a sketch with orthonormal Q as V diag(values + ν) Vᴴ: the shift keeps QᴴYν positive definite in
-// floating point.
-Eigenpairs shifted_nystrom(const at::Tensor& Q, const at::Tensor& Y, int64_t rank, const char* caller) {
-  const double u = unit_roundoff(Y);
+// floating point. In double precision, since the condition number of QᴴYν amplifies the rounding of what follows.
+Eigenpairs shifted_nystrom(const at::Tensor& sketched, const at::Tensor& basis, int64_t rank, const char* caller) {
+  const double u = unit_roundoff(sketched);
+  const auto Y = sketched.to(double_type(sketched)), Q = basis.to(Y.scalar_type());
   const auto B = at::mm(Q.mH(), Y);
-  check_semidefinite(at::linalg_eigvalsh((B + B.mH()) / 2), caller);
+  check_semidefinite(at::linalg_eigvalsh((B + B.mH()) / 2), u, caller);
   const double norm = std::sqrt(std::max(at::linalg_eigvalsh(at::mm(Y.mH(), Y))[-1].item<double>(), 0.0));
   double shift = std::sqrt(static_cast<double>(Y.size(0))) * u * norm;
   if (shift == 0.0) shift = std::numeric_limits<float>::min();  // a zero matrix
@@ -105,8 +106,8 @@ Eigenpairs shifted_nystrom(const at::Tensor& Q, const at::Tensor& Y, int64_t ran
     auto values = singular.square() - shift;
     // What the shift and the rounding that it covers leave of a zero.
     values = at::where(values > 4 * shift, values, 0.0);
-    return {values.narrow(0, 0, rank).contiguous(),
-            polish(left.narrow(1, 0, rank)),
+    return {values.narrow(0, 0, rank).to(c10::toRealValueType(sketched.scalar_type())),
+            polish(left.narrow(1, 0, rank).to(sketched.scalar_type())),
             {},
             {},
             0,
@@ -130,7 +131,7 @@ Eigenpairs nystrom(const Operator& A, int64_t rank, int64_t oversample, int64_t 
       first_product(A, caller, [&](const LinearOperator& op) { return op.matmat(at::cat({Q, omega}, 1)); });
   const auto Y = sketch.product.narrow(1, 0, width), probe = sketch.product.narrow(1, width, kProbes);
   check_hermitian(sketch.product, at::cat({Q, omega}, 1), caller);
-  auto pairs = shifted_nystrom(Q, Y, rank, caller);
+  auto pairs = shifted_nystrom(Y, Q, rank, caller);
   pairs.error = probed_error(probe, omega, pairs.values, pairs.vectors);
   return finished(unscaled(std::move(pairs), sketch.exponent), *A, before);
 }
@@ -156,20 +157,19 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
   const double target = std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * u);
 
   BlockLanczos space([&](const at::Tensor& X) { return op.matmat(X); }, sketch.product.narrow(1, 0, width));
-  auto ritz = space.ritz();
   int64_t blocks = 0;
   bool converged = !to_target;
-  while (blocks < (to_target ? kMostBlocks : *power_iters)) {
+  for (; blocks < (to_target ? kMostBlocks : *power_iters); ++blocks) {
     if (to_target) {
+      const auto ritz = space.ritz();
       const double worst = ritz.residuals.narrow(0, 0, rank).max().item<double>();
       converged = worst <= target * std::abs(ritz.values[0].item<double>());
       if (converged) break;
+      if (space.width() + width > most_width) space.restart(ritz, width);
     }
-    if (space.width() + width > most_width) space.restart(ritz, width);
     space.extend();
-    ritz = space.ritz();
-    ++blocks;
   }
+  const auto ritz = space.ritz();
   const double noise = noise_level(ritz.values.abs(), u);
   Eigenpairs pairs{at::where(ritz.values.abs() > noise, ritz.values, 0.0).narrow(0, 0, rank).contiguous(),
                    orthonormalize(at::mm(space.basis(), ritz.vectors.narrow(1, 0, rank))),

@@ -10,7 +10,7 @@ namespace fastlr {
 namespace {
 
 // Rounding, with room for what the caller's own computation of A has left.
-double allowance(const at::Tensor& of) { return 100 * unit_roundoff(of); }
+double allowance(double u) { return 100 * u; }
 
 }  // namespace
 
@@ -27,16 +27,16 @@ void check_hermitian(const at::Tensor& product, const at::Tensor& X, const char*
   const auto G = at::mm(X.mH(), product);
   const double asymmetry = frobenius_norm(G - G.mH());
   const double scale = frobenius_norm(X) * frobenius_norm(product);
-  TORCH_CHECK_LINALG(asymmetry <= allowance(product) * scale, caller,
+  TORCH_CHECK_LINALG(asymmetry <= allowance(unit_roundoff(product)) * scale, caller,
                      ": A must be Hermitian, but Xᴴ A X differs from its adjoint by ", asymmetry / frobenius_norm(G),
                      " of its norm for random X; pass (A + Aᴴ) / 2 if that is meant");
 }
 
-void check_semidefinite(const at::Tensor& eigenvalues, const char* caller) {
+void check_semidefinite(const at::Tensor& eigenvalues, double u, const char* caller) {
   if (eigenvalues.numel() == 0) return;
   const double least = eigenvalues[0].item<double>(), most = eigenvalues.abs().max().item<double>();
-  TORCH_CHECK_LINALG(least >= -allowance(eigenvalues) * std::sqrt(static_cast<double>(eigenvalues.size(0))) * most,
-                     caller, ": A must be positive semidefinite, but it has an eigenvalue of at most ", least / most,
+  TORCH_CHECK_LINALG(least >= -allowance(u) * std::sqrt(static_cast<double>(eigenvalues.size(0))) * most, caller,
+                     ": A must be positive semidefinite, but it has an eigenvalue of at most ", least / most,
                      " times the largest; randomized_eigh takes indefinite matrices");
 }
 

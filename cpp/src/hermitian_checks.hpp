@@ -13,7 +13,7 @@ void check_square(const LinearOperator& A, const char* caller);
 void check_hermitian(const at::Tensor& product, const at::Tensor& X, const char* caller);
 
 // Raises LinAlgError where the eigenvalues (ascending) of A, or of Qᴴ A Q with orthonormal Q, show that A is not
-// positive semidefinite.
-void check_semidefinite(const at::Tensor& eigenvalues, const char* caller);
+// positive semidefinite, computed with unit roundoff u.
+void check_semidefinite(const at::Tensor& eigenvalues, double u, const char* caller);
 
 }  // namespace fastlr

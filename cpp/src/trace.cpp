@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
 #include "checks.hpp"
 #include "first_product.hpp"
 #include "hermitian_checks.hpp"
-#include "svd_parts.hpp"
+#include "orthonormal_beside.hpp"
 
 namespace fastlr {
 namespace {
@@ -20,11 +19,9 @@ constexpr const char* kCaller = "hutchpp";
 // With a tolerance, products to begin with.
 constexpr int64_t kFirstProducts = 30;
 
-at::ScalarType wide_type(const at::Tensor& A) { return A.is_complex() ? at::kComplexDouble : at::kDouble; }
-
 // xᴴ y of every column, in double precision.
 at::Tensor column_products(const at::Tensor& X, const at::Tensor& Y) {
-  return (X.conj() * Y).sum(0, /*keepdim=*/false, wide_type(X));
+  return (X.conj() * Y).sum(0, /*keepdim=*/false, double_type(X));
 }
 
 std::complex<double> as_complex(const at::Tensor& number) {
@@ -35,12 +32,13 @@ std::complex<double> as_complex(const at::Tensor& number) {
 // A basis of the sketches so far, the probes so far, and the products of A with both.
 struct Sketches {
   at::Tensor Q, AQ, G, AG;
+  int64_t completed = 0;  // directions of Q that no sketch has
 
   explicit Sketches(const LinearOperator& A) : Q(at::empty({A.rows(), 0}, A.options())), AQ(Q), G(Q), AG(Q) {}
 
   // From the product of A with `width` vectors for the sketch and the probes that follow.
   void add(const LinearOperator& A, const at::Tensor& omega, const at::Tensor& product, int64_t width) {
-    const auto basis = orthonormalize_against(Q, product.narrow(1, 0, width));
+    const auto basis = orthonormal_beside(Q, product.narrow(1, 0, width), completed);
     Q = at::cat({Q, basis}, 1);
     AQ = at::cat({AQ, A.matmat(basis)}, 1);
     G = at::cat({G, omega.narrow(1, width, omega.size(1) - width)}, 1);
@@ -74,7 +72,7 @@ TraceEstimate exact_trace(const LinearOperator& A) {
   const auto diagonal = dense.diagonal();
   const double rounding = 10 * unit_roundoff(dense) * std::sqrt(static_cast<double>(A.rows())) *
                           (diagonal.numel() > 0 ? frobenius_norm(diagonal.unsqueeze(1)) : 0.0);
-  return {as_complex(diagonal.sum(wide_type(dense))), rounding, A.rows(), 0, true, true};
+  return {as_complex(diagonal.sum(double_type(dense))), rounding, A.rows(), 0, true, true};
 }
 
 }  // namespace

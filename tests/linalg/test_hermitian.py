@@ -218,6 +218,21 @@ def test_multiple_eigenvalues(multiplicity):
     assert identity.info.error_estimate == pytest.approx(math.sqrt(288), rel=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_low_rank_beside_which_the_space_is_invariant(dtype):
+    # Every block after the first is rounding; a completion that is the same every time would be
+    # in the space already, and its eigenvalue would grow with every block.
+    A = torch.ones(300, 300, dtype=dtype)
+    for power_iters in ("auto", 8):
+        result = la.randomized_eigh(A, 3, power_iters=power_iters, seed=0)
+        np.testing.assert_allclose(exact(result.eigenvalues), [300, 0, 0], atol=rounding(A))
+        assert orthonormality_error(result.eigenvectors) <= 10
+    # The shift lowers a leading eigenvalue by n/l·ν, ν = √n·u·‖Y‖ ≈ √l·u·‖A‖: n/√l·u of it, l = 16.
+    assert float(la.nystrom(A, 3, seed=0).eigenvalues[0]) == pytest.approx(
+        300, rel=2 * 300 / 4 * unit_roundoff(A)
+    )
+
+
 def test_accuracy_costs_what_it_says():
     A = hermitian(np.linspace(1, 0, 400) ** 4)
     truth = by_magnitude(scipy.linalg.eigvalsh(exact(A)))[:6]

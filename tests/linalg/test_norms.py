@@ -72,6 +72,17 @@ def test_spectral_norm(dtype, shape, spectrum):
     assert estimate.info.passes == 2 * steps + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_spectral_norm_of_low_rank(dtype):
+    # The Krylov space is invariant after the first block.
+    for matrix in (torch.ones(300, 300), torch.diag(torch.arange(300.0) < 2).float()):
+        A = matrix.to(dtype)
+        truth = np.linalg.norm(exact(A), 2)
+        value, lower, upper = la.estimate_norm(A, seed=0)
+        assert lower <= truth <= upper
+        assert value == pytest.approx(truth, rel=200 * unit_roundoff(A))
+
+
 def test_spectral_norm_fails_no_more_often_than_it_says():
     # A spectrum near the worst for Lanczos: dense near the top.
     A = torch.diag(torch.cos(torch.linspace(0, math.pi / 2, 600, dtype=torch.float64)))

@@ -124,6 +124,15 @@ def test_tolerance():
     assert not capped.info.converged
 
 
+def test_a_tolerance_below_rounding_leaves_the_basis_orthonormal():
+    # Sketches of later blocks are rounding beside the first: completed at random, not twice by the
+    # same directions.
+    A = torch.ones(400, 400, dtype=torch.float64)
+    with pytest.warns(la.ConvergenceWarning):
+        value = la.hutchpp(A, tol=1e-17, products=300, seed=0).value
+    assert value == pytest.approx(400, rel=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_ends_of_the_range(scale):
     A = square(200)

@@ -109,7 +109,8 @@ def nystrom(
     -------
     EighResult
         Eigenvalues, never negative, descending, and orthonormal eigenvectors. Eigenvalues below
-        some 4·√n·u of the largest are rounding noise and returned as exact zeros.
+        some 4·√n·u of the largest are rounding noise and returned as exact zeros; the others may
+        be low by n/√l·u of the largest, l = rank + oversample.
 
     Raises
     ------
