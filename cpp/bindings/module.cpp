@@ -133,7 +133,7 @@ PYBIND11_MODULE(_core, module) {
       "spectral_density",
       [](const std::shared_ptr<const LinearOperator>& A, int64_t n_vectors, int64_t steps, int64_t seed) {
         const auto r = fastlr::spectral_density(A, n_vectors, steps, seed);
-        return std::make_tuple(r.nodes, r.weights, r.exact, r.passes);
+        return std::make_tuple(r.nodes, r.weights, r.resolution, r.passes);
       },
       py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
 }

@@ -41,7 +41,7 @@ void BlockLanczos::restart(const RitzPairs& ritz, int64_t kept) {
   const auto X = ritz.vectors.narrow(1, 0, kept);
   V_ = polish(at::mm(V_, X));
   T_ = at::diag(ritz.values.narrow(0, 0, kept)).to(V_.scalar_type());
-  coupling_ = at::mm(coupling_, X);
+  extend();
 }
 
 }  // namespace fastlr

@@ -29,7 +29,7 @@ class BlockLanczos {
   RitzPairs ritz() const;
 
   void extend();
-  // Thick restart: the span shrinks to the leading `kept` Ritz vectors.
+  // Thick restart: the span shrinks to the leading `kept` Ritz vectors, and is extended.
   void restart(const RitzPairs& ritz, int64_t kept);
 
  private:

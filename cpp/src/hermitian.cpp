@@ -60,7 +60,7 @@ Eigenpairs finished(Eigenpairs pairs, const LinearOperator& A, int64_t passes_be
   return pairs;
 }
 
-// All eigenvalues are known, and with them the error. `descending` sorts by value, otherwise by magnitude.
+// All eigenvalues are known, and with them the error.
 Eigenpairs dense_eigh(const Operator& A, int64_t rank, bool semidefinite, const char* caller) {
   const auto dense = A->to_dense();
   check_finite(dense, caller);
@@ -165,7 +165,10 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
       const double worst = ritz.residuals.narrow(0, 0, rank).max().item<double>();
       converged = worst <= target * std::abs(ritz.values[0].item<double>());
       if (converged) break;
-      if (space.width() + width > most_width) space.restart(ritz, width);
+      if (space.width() + width > most_width) {
+        space.restart(ritz, width);
+        continue;
+      }
     }
     space.extend();
   }

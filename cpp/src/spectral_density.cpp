@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <fastlr/random.hpp>
 
@@ -72,7 +73,9 @@ SpectralDensity spectral_density(const Operator& A, int64_t n_vectors, int64_t s
     w = first.A->matmat(v.mT().contiguous()).mT().contiguous();
   }
   const auto [nodes, vectors] = at::linalg_eigh(T);
-  return {scaled(nodes, -first.exponent), vectors.select(1, 0).square(), exact, A->passes() - before};
+  const auto resolution = at::where(exact, noise * largest, std::numeric_limits<double>::quiet_NaN());
+  return {scaled(nodes, -first.exponent), vectors.select(1, 0).square(), scaled(resolution, -first.exponent),
+          A->passes() - before};
 }
 
 }  // namespace fastlr

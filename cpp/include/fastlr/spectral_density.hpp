@@ -10,8 +10,10 @@ namespace fastlr {
 struct SpectralDensity {
   at::Tensor nodes;    // float64, n_vectors x steps, ascending in every row
   at::Tensor weights;  // float64, of the same shape; every row sums to 1
-  at::Tensor exact;    // bool, n_vectors: the Krylov space became invariant, the row is the vector's whole measure
-  int64_t passes;      // over A
+  // float64, n_vectors: not NaN where the Krylov space became invariant, but for rounding. The row is then the vector's
+  // whole measure, with every node within this distance of the eigenvalues that it stands for.
+  at::Tensor resolution;
+  int64_t passes;  // over A
 };
 
 // Gauss quadratures of the spectral measures of random vectors v, uniform on the sphere, from Lanczos recurrences with

@@ -47,8 +47,9 @@ class SpectralDensity:
     weights : array, shape (n_vectors, steps)
         Not negative; every row sums to n, and so does the mean over the rows: the number of
         eigenvalues near a node.
-    exact : array of bool, shape (n_vectors,)
-        Rows that integrate every function of A without an error of the quadrature.
+    resolution : array, shape (n_vectors,)
+        Not NaN where a row is the vector's whole measure, not a quadrature of it: each node is then
+        within this distance of the eigenvalues that it stands for.
     n : int
         Order of the matrix.
     passes : int
@@ -65,7 +66,7 @@ class SpectralDensity:
 
     nodes: Any
     weights: Any
-    exact: Any
+    resolution: Any
     n: int
     passes: int
 
@@ -80,7 +81,8 @@ class SpectralDensity:
         -------
         SpectralEstimate
             Of the shape of x. The bound of the quadrature's error is that of Chebyshev, Markov and
-            Stieltjes: the weights of the nodes next to x.
+            Stieltjes, the weights of the nodes next to x; for whole measures, those of the nodes
+            within their `resolution` of x.
         """
         points = self._points(x)
         nodes, weights = self._rows()
@@ -89,8 +91,11 @@ class SpectralDensity:
         sums = torch.cat([zero, weights.cumsum(1)], 1).gather(1, below)
         padded = torch.cat([zero, weights, zero], 1)
         beside = torch.maximum(padded.gather(1, below), padded.gather(1, below + 1))
-        beside = torch.where(_tensor(self.exact).cpu()[:, None], 0.0, beside)
-        return self._estimate(sums, beside, x)
+        resolution = _tensor(self.resolution).cpu()[:, None]
+        within = (nodes[:, None, :] - points[:, None]).abs() <= resolution[:, :, None]
+        unresolved = (weights[:, None, :] * within).sum(2)
+        bound = torch.where(resolution.isnan(), beside, unresolved)
+        return self._estimate(sums, bound, x)
 
     def count(self, a: float, b: float) -> SpectralEstimate:
         """Estimate how many eigenvalues are in (a, b].
@@ -154,7 +159,7 @@ class SpectralDensity:
         if k < 0:
             raise ValueError(f"SpectralDensity.moment: k must be non-negative, got {k}")
         nodes, weights = self._rows()
-        known = k < 2 * nodes.shape[1] or bool(_tensor(self.exact).all())
+        known = k < 2 * nodes.shape[1] or not bool(_tensor(self.resolution).isnan().any())
         quadrature = torch.full((len(nodes), 1), 0.0 if known else math.nan, dtype=torch.float64)
         return self._estimate((weights * nodes**k).sum(1, keepdim=True), quadrature, 0.0)
 
@@ -246,7 +251,7 @@ def spectral_density(
     caller = "spectral_density"
     matrix = open_operator(A, caller)
     out = as_out(out, caller)
-    nodes, weights, exact, passes = _core.spectral_density(
+    nodes, weights, resolution, passes = _core.spectral_density(
         matrix.data,
         as_integer(n_vectors, caller, "n_vectors"),
         as_integer(steps, caller, "steps"),
@@ -258,7 +263,7 @@ def spectral_density(
         numpy = matrix.numpy if out is None else out == "numpy"
         return result.cpu().numpy() if numpy else result
 
-    return SpectralDensity(restore(nodes), restore(n * weights), restore(exact), n, passes)
+    return SpectralDensity(restore(nodes), restore(n * weights), restore(resolution), n, passes)
 
 
 def _tensor(array: Any) -> Tensor:

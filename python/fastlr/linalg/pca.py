@@ -225,7 +225,7 @@ def pca(
         out="torch",
     )
     exact = matrix.data.distance_from_row(mean)
-    m, S = matrix.data.shape[0], svd.S.double()
+    m, S = matrix.data.shape[0], svd.S.detach().double()
     spread = math.hypot(float(S.norm()), svd.info.error_estimate) if exact is None else exact
     freedom = max(m - 1, 1)
 
