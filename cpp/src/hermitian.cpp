@@ -92,9 +92,12 @@ Eigenpairs shifted_nystrom(const at::Tensor& sketched, const at::Tensor& basis, 
   const double u = unit_roundoff(sketched);
   const auto Y = sketched.to(double_type(sketched)), Q = basis.to(Y.scalar_type());
   const auto B = at::mm(Q.mH(), Y);
-  check_semidefinite(at::linalg_eigvalsh((B + B.mH()) / 2), u, caller);
+  const auto eigenvalues = at::linalg_eigvalsh((B + B.mH()) / 2);
+  check_semidefinite(eigenvalues, u, caller);
   const double norm = std::sqrt(std::max(at::linalg_eigvalsh(at::mm(Y.mH(), Y))[-1].item<double>(), 0.0));
-  double shift = std::sqrt(static_cast<double>(Y.size(0))) * u * norm;
+  // A negative eigenvalue of QᴴY is the rounding that the shift has to cover.
+  double shift = std::max(std::sqrt(static_cast<double>(Y.size(1))) * u * norm, -4 * eigenvalues[0].item<double>());
+  const double noise = 4 * std::sqrt(static_cast<double>(Y.size(0))) * u * norm;
   if (shift == 0.0) shift = std::numeric_limits<float>::min();  // a zero matrix
   for (int attempt = 0; attempt < 8; ++attempt, shift *= 4) {
     const auto shifted = Y + shift * Q;
@@ -105,7 +108,7 @@ Eigenpairs shifted_nystrom(const at::Tensor& sketched, const at::Tensor& basis, 
     const auto [left, singular, right] = at::linalg_svd(root, /*full_matrices=*/false);
     auto values = singular.square() - shift;
     // What the shift and the rounding that it covers leave of a zero.
-    values = at::where(values > 4 * shift, values, 0.0);
+    values = at::where(values > std::max(noise, 4 * shift), values, 0.0);
     return {values.narrow(0, 0, rank).to(c10::toRealValueType(sketched.scalar_type())),
             polish(left.narrow(1, 0, rank).to(sketched.scalar_type())),
             {},

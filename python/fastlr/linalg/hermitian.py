@@ -110,7 +110,7 @@ def nystrom(
     EighResult
         Eigenvalues, never negative, descending, and orthonormal eigenvectors. Eigenvalues below
         some 4·√n·u of the largest are rounding noise and returned as exact zeros; the others may
-        be low by n/√l·u of the largest, l = rank + oversample.
+        be low by some √n·u of the largest.
 
     Raises
     ------
@@ -127,12 +127,12 @@ def nystrom(
     Notes
     -----
     One pass over A: 2·n²·(l + 10) flops with l = rank + oversample, the product with an orthonormal
-    Q of l columns and with ten probes for the error; O(n·l²) besides. The approximation
-    AQ·(QᴴAQ)⁻¹·(AQ)ᴴ is computed for A + ν·I with ν = √n·u·‖AQ‖₂, and ν is subtracted from the
-    eigenvalues. Its expected error is at most (1 + rank/(oversample − 1)) times the sum of the
-    eigenvalues that are left out, in the nuclear norm, before the truncation to `rank`: good where
-    they decay. `randomized_eigh` takes more passes and is accurate. Where l reaches n, one dense
-    eigendecomposition is computed instead.
+    Q of l columns and with ten probes for the error; O(n·l²) besides, in double precision. The
+    approximation AQ·(QᴴAQ)⁻¹·(AQ)ᴴ is computed for A + ν·I with ν = √l·u·‖AQ‖₂ (more where rounding
+    makes QᴴAQ indefinite), and ν is subtracted from the eigenvalues. Its expected error is at most
+    (1 + rank/(oversample − 1)) times the sum of the eigenvalues that are left out, in the nuclear
+    norm, before the truncation to `rank`: good where they decay. `randomized_eigh` takes more
+    passes and is accurate. Where l reaches n, one dense eigendecomposition is computed instead.
 
     Sources: Tropp, Yurtsever, Udell, Cevher, "Fixed-rank approximation of a positive-semidefinite
     matrix from streaming data", NeurIPS 2017; Frangella, Tropp, Udell, "Randomized Nyström
