@@ -7,17 +7,19 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "orthonormal_beside.hpp"
 #include "qb.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
+
 void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters, int64_t seed) {
   const int64_t drawn = qb.width();
   const auto omega = gaussian(A.columns(), block, seed, drawn, A.options());
-  auto Q = orthonormalize_against(qb.Q, qb.deflated(A.gaussian_matmat(block, seed, drawn), omega));
+  auto Q = orthonormal_beside(qb.Q, qb.deflated(A.gaussian_matmat(block, seed, drawn), omega), qb.completed);
   for (int64_t i = 0; i < power_iters; ++i) {
     const auto P = stabilize(A.rmatmat(Q));
-    Q = orthonormalize_against(qb.Q, qb.deflated(A.matmat(P), P));
+    Q = orthonormal_beside(qb.Q, qb.deflated(A.matmat(P), P), qb.completed);
   }
   const auto rows = A.rmatmat(Q);
   qb.Q = at::cat({qb.Q, Q}, 1);

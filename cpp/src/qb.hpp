@@ -11,6 +11,7 @@ namespace fastlr {
 struct QB {
   at::Tensor Q, rows;
   double captured = 0.0;  // ‖Qᴴ A‖_F
+  int64_t completed = 0;  // directions of Q that no block had
 
   int64_t width() const { return Q.size(1); }
   // (I - Q Qᴴ) Y for Y = A X

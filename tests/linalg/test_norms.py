@@ -13,8 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from references import exact, singular_values, unit_roundoff
+from references import exact, orthonormality_error, singular_values, unit_roundoff
 from strategies import matrices, seeds, with_spectrum
+
+
+def rounding(A) -> float:
+    """40·√k·u·‖A‖_F, as in the tests of the SVD."""
+    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
 
 
 def operator(A):
@@ -199,6 +204,21 @@ def test_too_few_columns_are_never_silent():
     assert upper == 200
     assert not estimate.info.converged
     assert la.estimate_rank(with_spectrum(300, 200, np.ones(20)), 0.1, most=40, seed=0).rank == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_that_are_rounding_beside_the_first(dtype):
+    A = torch.ones(400, 300, dtype=dtype)
+    with pytest.warns(la.ConvergenceWarning):
+        estimate = la.estimate_rank(A, 1e-17, most=100, seed=0)
+    truth = math.sqrt(400 * 300)
+    # The basis stays orthonormal: a projection has no larger norm.
+    assert estimate.info.norm == pytest.approx(truth, rel=40 * 20 * unit_roundoff(A))
+    assert estimate.info.residual <= rounding(A)
+    with pytest.warns(la.ConvergenceWarning):
+        result = la.randomized_svd(A, 100, tol=1e-17, seed=0)
+    assert orthonormality_error(result.U) <= 10
+    assert float(result.S[0]) == pytest.approx(truth, rel=40 * 20 * unit_roundoff(A))
 
 
 def test_ranks_at_the_ends_of_the_range():

@@ -96,7 +96,7 @@ def nystrom(
     ----------
     A : array, Tensor, sparse matrix or operator, shape (n, n)
         Hermitian and positive semidefinite, of every kind that `randomized_svd` takes, but no
-        batch. Never written to.
+        batch. No product with the adjoint is taken. Never written to.
     rank : int
         Number of pairs, between 1 and n.
     oversample : int, optional
@@ -171,8 +171,8 @@ def randomized_eigh(
     Parameters
     ----------
     A : array, Tensor, sparse matrix or operator, shape (n, n)
-        Hermitian, definite or not, of every kind that `randomized_svd` takes, but no batch. Never
-        written to.
+        Hermitian, definite or not, of every kind that `randomized_svd` takes, but no batch. No
+        product with the adjoint is taken. Never written to.
     rank : int
         Number of pairs, between 1 and n.
     oversample : int
