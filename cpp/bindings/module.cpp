@@ -1,4 +1,5 @@
 // pybind11: what an operator schema cannot carry.
+#include <pybind11/complex.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,10 +7,18 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
 
+#include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
+#include <fastlr/spectral_density.hpp>
+#include <fastlr/trace.hpp>
 #include <torch/csrc/Exceptions.h>
 
+#include "hermitian.hpp"
 #include "python_operators.hpp"
 #include "svd.hpp"
 
@@ -37,6 +46,10 @@ at::TensorOptions options(at::ScalarType dtype, at::Device device) {
   return at::TensorOptions().dtype(dtype).device(device);
 }
 
+auto numbers(const fastlr::NormEstimate& r) {
+  return std::make_tuple(r.value, r.lower, r.upper, r.failure, r.passes, static_cast<int64_t>(r.method));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -59,8 +72,16 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("counter"), py::arg("key"), "The four words of Philox4x32-10 at a counter, for a key.");
 
+  using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<LinearOperator, std::shared_ptr<LinearOperator>>(
-      module, "Operator", "A matrix known by its products, as the core calls them back.");
+      module, "Operator", "A matrix known by its products, as the core calls them back.")
+      .def_property_readonly("shape", [](const LinearOperator& A) { return py::make_tuple(A.rows(), A.columns()); })
+      .def("matmat", &LinearOperator::matmat, py::arg("X"), Released())
+      .def(
+          "check_finite", [](const LinearOperator& A, const std::string& caller) { A.check_finite(caller.c_str()); },
+          py::arg("caller"), Released())
+      .def("row_mean", &LinearOperator::row_mean, Released())
+      .def("distance_from_row", &LinearOperator::distance_from_row, py::arg("row"), Released());
   module.def(
       "operator_of_matrix",
       [](const at::Tensor& A) { return std::const_pointer_cast<LinearOperator>(fastlr::as_operator(A)); }, py::arg("A"),
@@ -85,10 +106,47 @@ PYBIND11_MODULE(_core, module) {
       py::arg("iterate"),
       "Blocks of rows, of A or of Aᴴ, from a function that begins a read and returns an iterator of tensors; rows "
       "None: unknown.");
-  using Released = py::call_guard<py::gil_scoped_release>;
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("precision"), py::arg("center"), py::arg("seed"),
              Released());
   module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),
              py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());
+  module.def("nystrom", &fastlr::bindings::nystrom, py::arg("A"), py::arg("rank"), py::arg("oversample"),
+             py::arg("seed"), Released());
+  module.def("randomized_eigh", &fastlr::bindings::randomized_eigh, py::arg("A"), py::arg("rank"),
+             py::arg("oversample"), py::arg("power_iters"), py::arg("seed"), Released());
+  module.def(
+      "spectral_norm",
+      [](const std::shared_ptr<const LinearOperator>& A, double rtol, double failure, int64_t seed) {
+        return numbers(fastlr::spectral_norm(A, rtol, failure, seed));
+      },
+      py::arg("A"), py::arg("rtol"), py::arg("failure"), py::arg("seed"), Released());
+  module.def(
+      "frobenius_norm",
+      [](const std::shared_ptr<const LinearOperator>& A, double failure, int64_t seed) {
+        return numbers(fastlr::frobenius_norm_estimate(A, failure, seed));
+      },
+      py::arg("A"), py::arg("failure"), py::arg("seed"), Released());
+  module.def(
+      "estimate_rank",
+      [](const std::shared_ptr<const LinearOperator>& A, std::optional<double> tol, std::optional<int64_t> most,
+         int64_t seed) {
+        const auto r = fastlr::estimate_rank(A, tol, most, seed);
+        return std::make_tuple(r.rank, r.lower, r.upper, r.norm, r.residual, r.failure, r.passes, r.converged, r.dense);
+      },
+      py::arg("A"), py::arg("tol"), py::arg("most"), py::arg("seed"), Released());
+  module.def(
+      "hutchpp",
+      [](const std::shared_ptr<const LinearOperator>& A, int64_t products, std::optional<double> tol, int64_t seed) {
+        const auto r = fastlr::hutchpp(A, {products, tol, seed});
+        return std::make_tuple(r.value, r.std_error, r.products, r.passes, r.converged, r.exact);
+      },
+      py::arg("A"), py::arg("products"), py::arg("tol"), py::arg("seed"), Released());
+  module.def(
+      "spectral_density",
+      [](const std::shared_ptr<const LinearOperator>& A, int64_t n_vectors, int64_t steps, int64_t seed) {
+        const auto r = fastlr::spectral_density(A, n_vectors, steps, seed);
+        return std::make_tuple(r.nodes, r.weights, r.resolution, r.passes);
+      },
+      py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
 }

@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <fastlr/orthonormalize.hpp>
 
+#include "orthonormal_beside.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
@@ -21,6 +23,7 @@ constexpr int64_t kMostBlocks = 300;
 // in span(V); A V = U T + F, where F is nonzero only for the last block of V.
 struct Bidiagonalization {
   at::Tensor U, V, T;
+  int64_t drawn = 0;  // columns of random completions
 
   int64_t width() const { return T.size(0); }
 };
@@ -29,7 +32,7 @@ Bidiagonalization start(const LinearOperator& A, const at::Tensor& range) {
   const auto U = orthonormalize(range);
   const auto rows = A.rmatmat(U);
   const auto V = orthonormalize(rows);
-  return {U, V, at::mm(rows.mH(), V)};
+  return {U, V, at::mm(rows.mH(), V), 0};
 }
 
 // What the last block of V does beyond span(U): A V_last = U (Uᴴ A V_last) + next coupling.
@@ -38,18 +41,18 @@ struct Extension {
   at::Tensor coupling;  // nextᴴ A V_last
 };
 
-Extension extend_left(const LinearOperator& A, const Bidiagonalization& space, int64_t block) {
+Extension extend_left(const LinearOperator& A, Bidiagonalization& space, int64_t block) {
   const auto product = A.matmat(space.V.narrow(1, space.width() - block, block));
-  const auto next = orthonormalize_against(space.U, product);
+  const auto next = orthonormal_beside(space.U, product, space.drawn);
   return {next, at::mm(next.mH(), product)};
 }
 
-Bidiagonalization extend_right(const LinearOperator& A, const Bidiagonalization& space, const at::Tensor& next) {
+Bidiagonalization extend_right(const LinearOperator& A, Bidiagonalization space, const at::Tensor& next) {
   const auto rows = A.rmatmat(next);
-  const auto V = at::cat({space.V, orthonormalize_against(space.V, rows)}, 1);
+  const auto V = at::cat({space.V, orthonormal_beside(space.V, rows, space.drawn)}, 1);
   const auto below = at::mm(rows.mH(), V);
   const auto above = at::zeros({space.width(), next.size(1)}, below.options());
-  return {at::cat({space.U, next}, 1), V, at::cat({at::cat({space.T, above}, 1), below}, 0)};
+  return {at::cat({space.U, next}, 1), V, at::cat({at::cat({space.T, above}, 1), below}, 0), space.drawn};
 }
 
 struct Ritz {
@@ -71,7 +74,7 @@ at::Tensor residuals(const Extension& extension, const Ritz& ritz, int64_t rank)
 // Thick restart: the space shrinks to its leading Ritz vectors; F keeps its range.
 Bidiagonalization restarted(const Bidiagonalization& space, const Ritz& ritz, int64_t kept) {
   return {at::mm(space.U, ritz.left.narrow(1, 0, kept)), at::mm(space.V, ritz.right.narrow(1, 0, kept)),
-          at::diag(ritz.S.narrow(0, 0, kept)).to(space.T.scalar_type())};
+          at::diag(ritz.S.narrow(0, 0, kept)).to(space.T.scalar_type()), space.drawn};
 }
 
 }  // namespace
@@ -101,7 +104,7 @@ RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t w
       if (converged) break;
     }
     if (space.width() + block > most_width) space = restarted(space, values, width);
-    space = extend_right(op, space, extension.next);
+    space = extend_right(op, std::move(space), extension.next);
     values = ritz(space);
     ++blocks;
   }

@@ -7,37 +7,30 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "orthonormal_beside.hpp"
+#include "qb.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
-namespace {
-
-constexpr int64_t kFirstBlock = 16;
-constexpr int64_t kPowerIters = 2;
-
-// A ≈ Q rowsᴴ with orthonormal Q and rows = Aᴴ Q.
-struct QB {
-  at::Tensor Q, rows;
-  double captured = 0.0;  // ‖Qᴴ A‖_F
-
-  int64_t width() const { return Q.size(1); }
-  // (I - Q Qᴴ) Y for Y = A X
-  at::Tensor deflated(const at::Tensor& Y, const at::Tensor& X) const { return Y - at::mm(Q, at::mm(rows.mH(), X)); }
-};
 
 void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters, int64_t seed) {
   const int64_t drawn = qb.width();
   const auto omega = gaussian(A.columns(), block, seed, drawn, A.options());
-  auto Q = orthonormalize_against(qb.Q, qb.deflated(A.gaussian_matmat(block, seed, drawn), omega));
+  auto Q = orthonormal_beside(qb.Q, qb.deflated(A.gaussian_matmat(block, seed, drawn), omega), qb.completed);
   for (int64_t i = 0; i < power_iters; ++i) {
     const auto P = stabilize(A.rmatmat(Q));
-    Q = orthonormalize_against(qb.Q, qb.deflated(A.matmat(P), P));
+    Q = orthonormal_beside(qb.Q, qb.deflated(A.matmat(P), P), qb.completed);
   }
   const auto rows = A.rmatmat(Q);
   qb.Q = at::cat({qb.Q, Q}, 1);
   qb.rows = at::cat({qb.rows, rows}, 1);
   qb.captured = std::hypot(qb.captured, frobenius_norm(rows));
 }
+
+namespace {
+
+constexpr int64_t kFirstBlock = 16;
+constexpr int64_t kPowerIters = 2;
 
 // Bounds ‖A - Q rowsᴴ‖_F from above. The projected norm costs nothing; where it would cancel, or ‖A‖_F is not known,
 // a probe with Gaussian vectors that nothing before depends on. The failures of all probes add up to kFailure.
@@ -52,8 +45,9 @@ class ResidualBound {
   ErrorEstimate operator()(const QB& qb) {
     if (projected_) {
       const double ratio = *norm_ > 0 ? std::min(qb.captured / *norm_, 1.0) : 1.0;
-      // The squares are known to some u of ‖A‖_F^2.
-      const double left = *norm_ * std::sqrt((1 - ratio) * (1 + ratio) + 8 * u_);
+      // The squares are known to some u of ‖A‖_F^2, as the columns of Q are orthonormal to some sqrt(width) u.
+      const double rounding = 8 * std::sqrt(static_cast<double>(qb.width())) * u_;
+      const double left = *norm_ * std::sqrt((1 - ratio) * (1 + ratio) + rounding);
       return {left, left, left, 0.0};
     }
     ++probes_;

@@ -51,6 +51,8 @@ double unit_roundoff(const at::Tensor& A) {
                                                               : std::numeric_limits<float>::epsilon() / 2;
 }
 
+at::ScalarType double_type(const at::Tensor& A) { return A.is_complex() ? at::kComplexDouble : at::kDouble; }
+
 int scale_exponent(double magnitude) {
   if (magnitude == 0.0) return 0;
   int exponent;

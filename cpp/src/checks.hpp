@@ -23,6 +23,9 @@ void check_finite(const at::Tensor& A, const char* caller, const char* name = "A
 // Unit roundoff of A's real type, 2^-24 or 2^-53.
 double unit_roundoff(const at::Tensor& A);
 
+// The type of twice the precision, or the same: complex128 or float64.
+at::ScalarType double_type(const at::Tensor& A);
+
 // The e for which magnitude * 2^e lies in [1/2, 1); 0 for zero.
 int scale_exponent(double magnitude);
 

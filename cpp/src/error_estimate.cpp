@@ -7,16 +7,15 @@
 #include <numbers>
 
 #include "checks.hpp"
-#include "tall.hpp"
 
 namespace fastlr {
 namespace {
 
-// P(chi-squared with kProbes degrees of freedom <= x): a Poisson tail, as kProbes is even.
-double chi_squared_cdf(double x) {
-  constexpr int64_t half = kProbes / 2;
+// P(chi-squared with an even number of degrees of freedom <= x): a Poisson tail.
+double chi_squared_cdf(double x, int64_t freedom) {
+  const int64_t half = freedom / 2;
   double term = std::exp(-x / 2), tail = 0.0;
-  for (int64_t i = 1; i < half + 60; ++i) {
+  for (int64_t i = 1; i < 2 * half + 60; ++i) {
     term *= x / 2 / static_cast<double>(i);
     if (i >= half) tail += term;
   }
@@ -29,14 +28,16 @@ double frobenius_estimate(const at::Tensor& probed) {
   return frobenius_norm(probed) / std::sqrt(static_cast<double>(probed.size(1)));
 }
 
-double probe_factor(double failure) {
-  double low = 0.0, high = kProbes;  // the median is below the mean
+double chi_squared_quantile(double probability, int64_t freedom) {
+  double low = 0.0, high = 4.0 * freedom;
   for (int halving = 0; halving < 60; ++halving) {
     const double middle = (low + high) / 2;
-    (chi_squared_cdf(middle) < failure ? low : high) = middle;
+    (chi_squared_cdf(middle, freedom) < probability ? low : high) = middle;
   }
-  return std::sqrt(kProbes / low);
+  return low;
 }
+
+double probe_factor(double failure) { return std::sqrt(kProbes / chi_squared_quantile(failure, kProbes)); }
 
 ErrorEstimate estimate_error(const at::Tensor& probed) {
   const double magnitude = largest_magnitude(probed);
@@ -50,7 +51,7 @@ std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed) {
   static const double factor = probe_factor(kFailure);
   // Every one of the norms falls below ‖E‖_2 / (a sqrt(2 / pi)) with probability 1 / a at most.
   static const double spectral_factor = std::pow(kFailure, -1.0 / kProbes) * std::sqrt(2 / std::numbers::pi);
-  const auto columns = at::linalg_vector_norm(probed, 2, at::IntArrayRef(-2), false, wide_type(probed)).to(at::kCPU);
+  const auto columns = at::linalg_vector_norm(probed, 2, at::IntArrayRef(-2), false, double_type(probed)).to(at::kCPU);
   std::vector<ErrorEstimate> errors;
   for (int64_t i = 0; i < columns.size(0); ++i) {
     const double* norms = columns.const_data_ptr<double>() + i * columns.size(1);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -92,6 +93,13 @@ std::optional<double> LinearOperator::frobenius_norm() const {
   if (norm) count_passes(1);
   return norm;
 }
+
+at::Tensor LinearOperator::row_mean() const {
+  const auto sums = rmatmat(at::ones({rows_, 1}, options_)).squeeze(1);
+  return (sums.is_complex() ? at::conj_physical(sums) : sums) / std::max<int64_t>(rows_, 1);
+}
+
+std::optional<double> LinearOperator::distance_from_row(const at::Tensor&) const { return std::nullopt; }
 
 void LinearOperator::check_finite(const char*) const {}
 
@@ -188,6 +196,19 @@ class DenseOperator final : public LinearOperator {
     count_passes(1);
     return A_;
   }
+  // at::mean sums pairwise: its rounding does not grow with the number of rows as a product's does.
+  at::Tensor row_mean() const override {
+    count_passes(1);
+    return rows() == 0 ? at::zeros({columns()}, options()) : A_.mean(0);
+  }
+  std::optional<double> distance_from_row(const at::Tensor& row) const override {
+    count_passes(1);
+    constexpr int64_t kEntries = 1 << 20;
+    double distance = 0.0;
+    for (const auto& block : A_.split(std::max<int64_t>(kEntries / std::max<int64_t>(columns(), 1), 1)))
+      distance = std::hypot(distance, fastlr::frobenius_norm(block - row));
+    return distance;
+  }
 
  protected:
   // Products are stored by columns: BLAS takes a result with a long first dimension about a quarter faster than its
@@ -275,6 +296,15 @@ class SparseOperator final : public LinearOperator {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return fastlr::largest_magnitude(A_.values());
   }
+  // The entries that are stored, and of every column as many times |row_j| as are not.
+  std::optional<double> distance_from_row(const at::Tensor& row) const override {
+    count_passes(1);
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const auto columns_of_entries = A_.col_indices().to(at::kLong);
+    const auto absent = rows() - at::bincount(columns_of_entries, {}, columns());
+    return std::hypot(fastlr::frobenius_norm(A_.values() - row.index_select(0, columns_of_entries)),
+                      fastlr::frobenius_norm(row * absent.to(at::kDouble).sqrt()));
+  }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return at::mm(A_, X.contiguous()); }
@@ -354,17 +384,7 @@ class CenteredOperator final : public LinearOperator {
   at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const override {
     return without_mean(A_->gaussian_matmat(k, seed, column0));
   }
-  // ‖A - 1 μᵀ‖² = ‖A‖² - m ‖μ‖²: only where the difference is not the rounding of its terms.
-  std::optional<double> do_frobenius_norm() const override {
-    const auto whole = A_->frobenius_norm();
-    if (!whole || rows() == 0) return whole;
-    const auto sums = A_->rmatmat(at::ones({rows(), 1}, options()));
-    const double mean = fastlr::frobenius_norm(sums) / std::sqrt(static_cast<double>(rows()));
-    const double ratio = *whole > 0 ? mean / *whole : 0.0;
-    const double left = (1 - ratio) * (1 + ratio);
-    if (left < std::sqrt(unit_roundoff(sums))) return std::nullopt;
-    return *whole * std::sqrt(left);
-  }
+  std::optional<double> do_frobenius_norm() const override { return A_->distance_from_row(A_->row_mean()); }
 
  private:
   static at::Tensor without_mean(const at::Tensor& Y) { return Y.size(0) == 0 ? Y : Y - Y.mean(0, /*keepdim=*/true); }
@@ -444,6 +464,14 @@ class RowBlocksOperator final : public LinearOperator {
     double magnitude = 0.0;
     read([&](int64_t, const at::Tensor& block) { magnitude = std::max(magnitude, fastlr::largest_magnitude(block)); });
     return magnitude;
+  }
+
+  std::optional<double> distance_from_row(const at::Tensor& row) const override {
+    double distance = 0.0;
+    read([&](int64_t, const at::Tensor& block) {
+      distance = std::hypot(distance, fastlr::frobenius_norm(block - row));
+    });
+    return distance;
   }
 
  protected:

@@ -14,6 +14,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "first_product.hpp"
 #include "svd_parts.hpp"
 #include "tall.hpp"
 
@@ -31,8 +32,7 @@ constexpr double kMostAmplification = 4;
 at::Tensor ritz_values_settled(const at::Tensor& before, const at::Tensor& now, int64_t rank, double u) {
   const auto top = now.narrow(-1, 0, rank);
   const auto growth = top - before.narrow(-1, 0, rank);
-  const auto noise = 4 * std::sqrt(static_cast<double>(now.size(-1))) * u * now.narrow(-1, 0, 1);
-  return (growth <= at::maximum(top * kRitzTolerance, noise)).all(-1);
+  return (growth <= at::maximum(top * kRitzTolerance, noise_level(now, u))).all(-1);
 }
 
 // ---- the quick way: matrices that are iterated together ----
@@ -84,7 +84,7 @@ struct Iterated {
 // The singular values of QᴴA, Q = orth(A P), from P and Z = AᴴA P alone: PᴴZ = (A P)ᴴ(A P) = RᴴR, AᴴQ = Z R^-1; and
 // whether rounding allows that.
 std::pair<at::Tensor, at::Tensor> ritz_values(const Group& group) {
-  const auto wide = wide_type(group.Z);
+  const auto wide = double_type(group.Z);
   const auto factors = cholesky_factors(at::matmul(group.P.to(wide).mH(), group.Z.to(wide)));
   const auto valid = at::logical_and(factors.valid, factors.amplification < 1 / unit_roundoff(group.Z));
   const auto T = at::where(valid.unsqueeze(-1).unsqueeze(-1), factors.T, 0.0);
@@ -336,13 +336,11 @@ RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t
   const auto omega = gaussian(A->columns(), width + kProbes, options.seed, 0, A->options());
   if (auto result = svd_in_lower_precision(A, options, width, omega)) return std::move(*result);
 
-  auto group = first_step(A, omega, width);
-  int exponent = 0;
-  if (!squares_in_range(group.probe, largest_magnitude(group.probe))) {
-    exponent = range_exponent(*A, group.probe);
-    if (exponent != 0) group = first_step(scaled(A, exponent), omega, width);
-  }
-  const auto op = group.A;
+  Group group;
+  const auto [op, exponent, probe] = first_product(A, "randomized_svd", [&](const Operator& op) {
+    group = first_step(op, omega, width);
+    return group.probe;
+  });
   QuickIteration iteration(options.rank, options.power_iters, nullptr, {});
   auto iterated = iteration.run(std::move(group));
   if (!iterated.finished.empty()) {

@@ -8,6 +8,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 
+#include "first_product.hpp"
 #include "tall.hpp"
 
 namespace fastlr {
@@ -17,39 +18,19 @@ double rounding_factor(const at::Tensor& S, double u) { return std::sqrt(static_
 
 }  // namespace
 
-at::Tensor without_noise(const at::Tensor& S, double u) {
-  if (S.numel() == 0) return S;
-  const double factor = 4 * u * std::sqrt(static_cast<double>(S.size(-1)));
-  return at::where(S > factor * S.narrow(-1, 0, 1), S, 0.0);
+at::Tensor noise_level(const at::Tensor& S, double u) {
+  return 4 * u * std::sqrt(static_cast<double>(S.size(-1))) * S.narrow(-1, 0, std::min<int64_t>(1, S.size(-1)));
 }
+
+at::Tensor without_noise(const at::Tensor& S, double u) { return at::where(S > noise_level(S, u), S, 0.0); }
 
 double svd_rounding(const at::Tensor& S, double u) { return 10 * rounding_factor(S, u) * frobenius_norm(S); }
 
-int range_exponent(const LinearOperator& A, const at::Tensor& product) {
-  A.check_finite("randomized_svd");
-  const double magnitude = A.largest_magnitude().value_or(largest_magnitude(product));
-  TORCH_CHECK_VALUE(std::isfinite(magnitude), "randomized_svd: the products of A must be finite, got ", magnitude);
-  return scale_exponent(magnitude);
-}
-
 Sketch sketch_range(const Operator& A, int64_t width, int64_t seed) {
-  const auto split = [&](const Operator& op, int exponent, const at::Tensor& product) {
-    return Sketch{op, exponent, product.narrow(1, 0, width),
-                  product.narrow(1, width, kProbes).clone(at::MemoryFormat::Contiguous)};
-  };
-  const auto product = A->gaussian_matmat(width + kProbes, seed);
-  if (squares_in_range(product, largest_magnitude(product))) return split(A, 0, product);
-  const int exponent = range_exponent(*A, product);
-  if (exponent == 0) return split(A, 0, product);
-  const auto in_range = scaled(A, exponent);
-  return split(in_range, exponent, in_range->gaussian_matmat(width + kProbes, seed));
-}
-
-at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y) {
-  auto Q = Y;
-  // The second round removes what the first one's rounding and the completion of deficient columns left.
-  for (int round = 0; round < 2; ++round) Q = orthonormalize(Q - at::mm(basis, at::mm(basis.mH(), Q)));
-  return Q;
+  const auto [op, exponent, product] = first_product(
+      A, "randomized_svd", [&](const Operator& op) { return op->gaussian_matmat(width + kProbes, seed); });
+  return {op, exponent, product.narrow(1, 0, width),
+          product.narrow(1, width, kProbes).clone(at::MemoryFormat::Contiguous)};
 }
 
 // LAPACK's singular vectors are orthonormal to some ten times what the Cholesky passes reach: they are polished.
@@ -84,18 +65,22 @@ RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
           materialized_adjoint(polish(materialized_adjoint(Vh.narrow(0, 0, rank))))};
 }
 
-void fix_signs(at::Tensor& U, at::Tensor& Vh) {
-  if (U.numel() == 0) return;
-  at::Tensor phase;
+at::Tensor column_phases(const at::Tensor& U) {
+  if (U.size(-2) == 0) return at::ones_like(U.sum(-2, /*keepdim=*/true));
   // A real column without its largest magnitude at both signs needs no search for where it is.
   if (!U.is_complex()) {
     const auto [least, most] = column_extremes(U);
     if (!(most == least.neg()).any().item<bool>())
-      phase = at::where(most < least.neg(), -1.0, 1.0).to(U.scalar_type()).unsqueeze(-2);
+      return at::where(most < least.neg(), -1.0, 1.0).to(U.scalar_type()).unsqueeze(-2);
   }
-  if (!phase.defined()) phase = at::sgn(U.gather(-2, U.abs().argmax(-2, /*keepdim=*/true)));
-  U.mul_(at::conj_physical(phase));
-  Vh.mul_(phase.mT());
+  return at::sgn(U.gather(-2, U.abs().argmax(-2, /*keepdim=*/true)));
+}
+
+void fix_signs(at::Tensor& U, at::Tensor& Vh) {
+  if (U.numel() == 0) return;
+  const auto phases = column_phases(U);
+  U.mul_(at::conj_physical(phases));
+  Vh.mul_(phases.mT());
 }
 
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method) {

@@ -9,16 +9,14 @@
 
 namespace fastlr {
 
-// Singular values that are rounding noise, below a few sqrt(k) u of the largest, are zero: their vectors are then any
-// orthonormal completion.
+// Where the rounding noise of computed singular values begins: a few sqrt(k) u of the largest, which is the first.
+at::Tensor noise_level(const at::Tensor& S, double u);
+
+// Singular values that are rounding noise are zero: their vectors are then any orthonormal completion.
 at::Tensor without_noise(const at::Tensor& S, double u);
 
 // What rounding may add to ‖A - U diag(S) Vh‖_F: some sqrt(k) u ‖S‖.
 double svd_rounding(const at::Tensor& S, double u);
-
-// The exponent of two by which A is multiplied for its squares not to leave the range of the type, from a product that
-// suggests that they do; raises ValueError where A is not finite.
-int range_exponent(const LinearOperator& A, const at::Tensor& product);
 
 // A with its products in range of the type, a random sketch and, independent of it, the probe of the error estimate.
 struct Sketch {
@@ -28,9 +26,6 @@ struct Sketch {
   at::Tensor probe;  // A * Omega', Omega' the kProbes columns that follow those of Omega
 };
 Sketch sketch_range(const Operator& A, int64_t width, int64_t seed);
-
-// The columns of `Y` orthonormal, and orthogonal to the orthonormal columns of `basis`.
-at::Tensor orthonormalize_against(const at::Tensor& basis, const at::Tensor& Y);
 
 // U diag(S) Vh with orthonormal factors, of a matrix Q core Pᴴ, Q and P orthonormal.
 struct Triplets {
@@ -46,6 +41,9 @@ at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int6
 
 // A dense SVD, truncated to `rank`.
 RandomizedSvd dense_svd(const Operator& A, int64_t rank);
+
+// The phase of the largest entry of each column.
+at::Tensor column_phases(const at::Tensor& U);
 
 // Makes the largest entry of each column of U real and positive.
 void fix_signs(at::Tensor& U, at::Tensor& Vh);

@@ -82,8 +82,6 @@ std::pair<at::Tensor, at::Tensor> column_extremes(const at::Tensor& Y) {
   return {at::stack(least).amin(0), at::stack(most).amax(0)};
 }
 
-at::ScalarType wide_type(const at::Tensor& Y) { return Y.is_complex() ? at::kComplexDouble : at::kDouble; }
-
 namespace {
 
 // YᴴY in double precision as a sum of short sums, in which rounding to one side has not far to go.
@@ -102,15 +100,15 @@ at::Tensor gram_of_short_sums(const at::Tensor& Y) {
 }  // namespace
 
 at::Tensor accurate_gram(const at::Tensor& Y) {
-  const bool widest = Y.scalar_type() == wide_type(Y);
+  const bool widest = Y.scalar_type() == double_type(Y);
   const int64_t rows = Y.size(-2), columns = Y.size(-1), height = cached_rows(2 * columns * Y.element_size());
   at::Tensor G;
   if (Y.dim() > 2 || (!widest && rows <= height) || !Y.is_cpu()) {
-    const auto wide = Y.to(wide_type(Y));
+    const auto wide = Y.to(double_type(Y));
     G = at::matmul(wide.mH(), wide);
   } else {
     const int64_t shares = row_shares(Y, rows, height);
-    const auto options = Y.options().dtype(wide_type(Y));
+    const auto options = Y.options().dtype(double_type(Y));
     auto parts = at::zeros({shares, columns, columns}, options);
     const auto buffers = at::empty({shares, widest ? 0 : height, columns}, options);
     for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {

@@ -36,9 +36,6 @@ at::Tensor accurate_gram(const at::Tensor& Y);
 // The smallest and the largest entry of each column of a real Y.
 std::pair<at::Tensor, at::Tensor> column_extremes(const at::Tensor& Y);
 
-// complex128 or float64
-at::ScalarType wide_type(const at::Tensor& Y);
-
 // From a Gram matrix G = YᴴY = RᴴR, Cholesky's upper triangular R: T = R^-1, so that Y T is orthonormal. G is scaled
 // to a unit diagonal first: columns of very different size then cost no accuracy.
 struct CholeskyFactors {

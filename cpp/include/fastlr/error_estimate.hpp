@@ -16,6 +16,10 @@ constexpr double kFailure = 0.01;
 // unbiased (Girard, Hutchinson).
 double frobenius_estimate(const at::Tensor& probed);
 
+// Below this value chi-squared with an even number of degrees of freedom lies with the given probability, less than
+// 0.9999 or so.
+double chi_squared_quantile(double probability, int64_t freedom);
+
 // The factor by which an estimate from kProbes vectors falls short of ‖E‖_F with probability `failure` at most:
 // sqrt(kProbes / q), q the quantile of chi-squared with kProbes degrees of freedom. An E of rank one is the worst
 // case (Roosta-Khorasani, Székely, Ascher, SIAM/ASA J. Uncertainty Quantification 3 (2015)).

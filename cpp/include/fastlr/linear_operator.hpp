@@ -77,6 +77,12 @@ class LinearOperator {
   // ‖A‖_F, where it is known but for rounding; nothing where only products are.
   std::optional<double> frobenius_norm() const;
 
+  // The mean of the rows, of length n.
+  virtual at::Tensor row_mean() const;
+
+  // ‖A - 1 rowᵀ‖_F, where the entries can be seen: free of the cancellation of ‖A‖² - m ‖row‖².
+  virtual std::optional<double> distance_from_row(const at::Tensor& row) const;
+
   // Raises ValueError with the first index at which A is not finite, where its entries can be seen.
   virtual void check_finite(const char* caller) const;
 

@@ -1,9 +1,20 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
+from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.norms import (
+    EstimateInfo,
+    NormEstimate,
+    RankEstimate,
+    RankInfo,
+    estimate_norm,
+    estimate_rank,
+)
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
+from fastlr.linalg.pca import PCA, PCAInfo, pca
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import (
     ConvergenceWarning,
@@ -14,17 +25,37 @@ from fastlr.linalg.results import (
 )
 from fastlr.linalg.sketching import sketch
 from fastlr.linalg.svd import randomized_svd
+from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
 
 __all__ = [
+    "PCA",
     "ConvergenceWarning",
+    "EighInfo",
+    "EighResult",
+    "EstimateInfo",
     "InterpolativeInfo",
     "InterpolativeResult",
     "LinearOperator",
+    "NormEstimate",
+    "PCAInfo",
+    "RankEstimate",
+    "RankInfo",
     "SVDInfo",
     "SVDResult",
+    "SpectralDensity",
+    "SpectralEstimate",
+    "TraceEstimate",
+    "TraceInfo",
+    "estimate_norm",
+    "estimate_rank",
+    "hutchpp",
     "interpolative",
+    "nystrom",
     "orthonormalize",
+    "pca",
     "random_matrix",
+    "randomized_eigh",
     "randomized_svd",
     "sketch",
+    "spectral_density",
 ]

@@ -1,7 +1,7 @@
 """Checks of scalar arguments that every routine shares."""
 
 import operator
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -26,6 +26,21 @@ def as_real(value: Any, caller: str, name: str) -> float:
         return float(value)
     except TypeError:
         raise TypeError(f"{caller}: {name} must be a real number, got {value!r}") from None
+
+
+def as_power_iters(value: Any, caller: str) -> int | None:
+    """Return a number of iterations, or None for "auto"."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    return as_integer(value, caller, 'power_iters (or "auto")')
+
+
+def as_out(value: Any, caller: str) -> Literal["torch", "numpy"] | None:
+    """Return the kind of a result; what is none of them is a ValueError."""
+    if value not in (None, "torch", "numpy"):
+        raise ValueError(f'{caller}: out must be "torch", "numpy" or None, got {value!r}')
+    kind: Literal["torch", "numpy"] | None = value
+    return kind
 
 
 def as_seed(seed: Seed, caller: str) -> int:

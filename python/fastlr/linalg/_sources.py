@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,18 @@ def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
         return _blocks(source, read_once, caller)
     adapted = adapt(A, caller, batched=True, complex_=True)
     return Matrix(adapted.tensor, adapted.numpy, adapted.dtype)
+
+
+def open_operator(A: Any, caller: str) -> Matrix:
+    """Adapt any kind of matrix, but no batch, to an operator of the core."""
+    matrix = open_matrix(A, caller)
+    if not isinstance(matrix.data, Tensor):
+        return matrix
+    if matrix.data.dim() != 2:
+        raise ValueError(
+            f"{caller}: A must be one matrix and no batch, got shape {tuple(matrix.data.shape)}"
+        )
+    return replace(matrix, data=_core.operator_of_matrix(matrix.data.detach().resolve_conj()))
 
 
 def _operator(A: LinearOperator) -> _core.Operator:

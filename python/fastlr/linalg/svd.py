@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_real, as_seed
 from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
@@ -170,13 +170,12 @@ def randomized_svd(
     if method == "auto" and tol is None and not can_be_read_again(A):
         method = "single_pass"
     matrix = open_matrix(A, caller, read_once=method in _ONE_READ)
-    iterations = _as_power_iters(power_iters, caller)
+    iterations = as_power_iters(power_iters, caller)
     _check_request(matrix, rank, tol, method, iterations, caller)
     oversample = as_integer(oversample, caller, "oversample")
     if precision not in ("auto", "full"):
         raise ValueError(f'{caller}: precision must be "auto" or "full", got {precision!r}')
-    if out not in (None, "torch", "numpy"):
-        raise ValueError(f'{caller}: out must be "torch", "numpy" or None, got {out!r}')
+    out = as_out(out, caller)
     common = (oversample, iterations)
     most_rank = None if rank is None else as_integer(rank, caller, "rank")
     if tol is not None:
@@ -208,12 +207,6 @@ def _call(name: str, matrix: Matrix, *arguments: Any) -> tuple[Tensor, Tensor, T
         matrix.data, *arguments
     )
     return result
-
-
-def _as_power_iters(power_iters: Any, caller: str) -> int | None:
-    if isinstance(power_iters, str) and power_iters == "auto":
-        return None
-    return as_integer(power_iters, caller, 'power_iters (or "auto")')
 
 
 def _check_request(
