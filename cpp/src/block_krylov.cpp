@@ -80,10 +80,10 @@ Bidiagonalization restarted(const Bidiagonalization& space, const Ritz& ritz, in
 }  // namespace
 
 RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t width) {
-  // A given depth keeps all iterates of the whole width; a target needs fewer products from narrower blocks.
+  // As wide as the sketch: a narrower block would cost no less to multiply by, and miss copies of a value that is
+  // repeated more often than it has columns.
   const bool to_target = !options.power_iters;
-  const int64_t block = to_target ? std::clamp<int64_t>((width + 1) / 2, 1, 64) : width;
-  const int64_t most_width = std::max(3 * width, width + 3 * block);
+  const int64_t block = width, most_width = 4 * width;
   if (most_width + block > A->columns()) return dense_svd(A, options.rank);
 
   const auto sketch = sketch_range(A, block, options.seed);

@@ -31,14 +31,15 @@ at::Tensor with_random_directions(const at::Tensor& R, int64_t& drawn) {
 
 at::Tensor orthonormal_beside(const at::Tensor& basis, const at::Tensor& Y, int64_t& drawn) {
   constexpr int kMostRounds = 6;
-  const double rounding = 10 * std::sqrt(static_cast<double>(basis.size(1) * Y.size(1))) * unit_roundoff(Y);
-  auto Q = orthonormalize(Y - at::mm(basis, at::mm(basis.mH(), Y)));
+  const auto outside = [&](const at::Tensor& X, const at::Tensor& overlap) { return X - at::mm(basis, overlap); };
+  auto Q = stabilize(outside(Y, at::mm(basis.mH(), Y)));
   bool completed = false;
   for (int round = 0; round < kMostRounds; ++round) {
     const auto overlap = at::mm(basis.mH(), Q);
     const double size = frobenius_norm(overlap);
-    if (size <= rounding) break;
-    auto R = Q - at::mm(basis, overlap);
+    auto R = outside(Q, overlap);
+    // What of well-conditioned columns is nearly outside is outside after this, to rounding.
+    if (size <= kOutside) return orthonormalize(R);
     if (size > 1 - kOutside && !completed) {
       R = with_random_directions(R, drawn);
       completed = true;

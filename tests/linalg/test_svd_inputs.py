@@ -195,6 +195,25 @@ def test_krylov_reaches_ten_digits(dtype):
     assert np.abs(exact(plain.S).real - values[:20]).max() > 1e-6
 
 
+def test_krylov_finds_every_copy_of_a_repeated_value():
+    # More copies than half of the sketch is wide, and than a narrower block could see.
+    values = np.where(np.arange(200) < 20, 1.0, 0.5)
+    result = la.randomized_svd(with_spectrum(300, 200, values), 20, method="krylov", seed=0)
+    assert result.info.converged
+    np.testing.assert_allclose(exact(result.S), 1, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_krylov_beyond_the_rank(dtype):
+    ones = torch.ones(600, 500, dtype=dtype)
+    result = la.randomized_svd(ones, 5, method="krylov", seed=0)
+    # Sums of 600 numbers of one sign round to one side: 600·u.
+    assert result.S[0].item() == pytest.approx(math.sqrt(300000), rel=600 * unit_roundoff(ones))
+    assert (result.S[1:] == 0).all()
+    assert orthonormality_error(result.U) <= 10
+    assert orthonormality_error(result.Vh.mT) <= 10
+
+
 class Interrupted(Exception):
     pass
 
