@@ -493,9 +493,9 @@ class RowBlocksOperator final : public LinearOperator {
     auto image = at::empty({rows(), kept}, options());
     auto co = at::zeros({columns(), wanted.co_columns}, options());
     visit([&](int64_t row0, const at::Tensor& block) {
-      const auto Y = at::mm(block, X);
-      image.narrow(0, row0, block.size(0)).copy_(Y.narrow(1, wanted.image_from, kept));
-      co.addmm_(block.mH(), Y.narrow(1, 0, wanted.co_columns));
+      const auto part = DenseOperator(block).normal_matmat(X, wanted);
+      image.narrow(0, row0, block.size(0)).copy_(part.image);
+      co += part.co;
     });
     return {image, co};
   }
