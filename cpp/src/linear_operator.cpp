@@ -238,12 +238,20 @@ class DenseOperator final : public LinearOperator {
     const auto image = columns_first ? at::empty({kept, rows()}, options()).t() : at::empty({rows(), kept}, options());
     const auto operand = before(X).t().contiguous();
     const auto parts = at::zeros({shares, wanted.co_columns, columns()}, options());  // of (AᴴA X)ᴴ
-    const auto buffers = at::empty({shares, X.size(1), height}, A_.options());
+    const bool in_place = wanted.image_from == 0 && image.scalar_type() == A_.scalar_type();
+    const auto buffers = at::empty({shares, X.size(1), in_place ? 0 : height}, A_.options());
     for_row_blocks(rows(), height, shares, [&](int64_t share, int64_t row0, int64_t count) {
       const auto block = A_.narrow(0, row0, count);
-      auto product = buffers.select(0, share).narrow(1, 0, count);
-      at::mm_out(product, operand, block.t());
-      if (kept > 0) image.narrow(0, row0, count).copy_(product.narrow(0, wanted.image_from, kept).t());
+      at::Tensor product;  // (block X)ᵀ
+      if (in_place) {
+        auto rows_of_image = image.narrow(0, row0, count);
+        at::mm_out(rows_of_image, block, X);
+        product = rows_of_image.t();
+      } else {
+        product = buffers.select(0, share).narrow(1, 0, count);
+        at::mm_out(product, operand, block.t());
+        if (kept > 0) image.narrow(0, row0, count).copy_(product.narrow(0, wanted.image_from, kept).t());
+      }
       const auto conjugate = product.narrow(0, 0, wanted.co_columns).conj();
       auto part = parts.select(0, share);
       if (part.scalar_type() == A_.scalar_type()) {

@@ -47,7 +47,8 @@ Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t r
 
 at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
   const auto omega = gaussian(factors.Vh.size(-1), kProbes, seed, column0, factors.Vh.options());
-  return probe - at::matmul(factors.U, factors.S.unsqueeze(-1) * at::matmul(factors.Vh, omega));
+  const auto right = factors.S.unsqueeze(-1) * at::matmul(factors.Vh, omega);
+  return probe.dim() == 2 ? at::addmm(probe, factors.U, right, 1, -1) : at::baddbmm(probe, factors.U, right, 1, -1);
 }
 
 RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
