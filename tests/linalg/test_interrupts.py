@@ -15,6 +15,14 @@ ENDLESS = 10**6
 METHODS = ("subspace", "krylov")
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A process that was started in the background ignores SIGINT, and Python leaves it at that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def dense(A, **options):
     return la.randomized_svd(A, 20, **options)
 
