@@ -1,9 +1,9 @@
 """Randomized SVD of thin, batched, small and sparse matrices, and to ten digits.
 
 The floor of a thin matrix is the six products with 60 columns of two power iterations; `memory` is
-the peak beyond A, in units of (m + n)·(rank + oversample) numbers. `σ error` is the largest relative
-error of the singular values. `time / ATen` divides the time of a call by that of the ATen calls
-within it, both under torch's profiler.
+the peak beyond A, in units of (m + n)·(rank + oversample) numbers. `σ error` is the largest
+relative error of the singular values. `time / ATen` divides the time of a call by that of the ATen
+calls within it, both under torch's profiler.
 """
 
 from __future__ import annotations
