@@ -17,7 +17,7 @@
 #include "tall.hpp"
 
 #ifdef FASTLR_WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
+#include <cuda_runtime_api.h>
 #endif
 
 namespace fastlr {
@@ -159,7 +159,11 @@ bool multiplies_fast(const at::Tensor& A, at::ScalarType type) {
   if (A.is_cpu()) return __builtin_cpu_supports("amx-bf16") != 0;
 #endif
 #ifdef FASTLR_WITH_CUDA
-  if (A.is_cuda()) return at::cuda::getDeviceProperties(A.device().index())->major >= 8;
+  if (A.is_cuda()) {
+    int major = 0;
+    const auto status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, A.device().index());
+    return status == cudaSuccess && major >= 8;
+  }
 #endif
   return false;
 }
