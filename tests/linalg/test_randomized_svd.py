@@ -213,6 +213,26 @@ def test_ones_and_identity():
         np.testing.assert_allclose(result.S, 1, rtol=0, atol=40 * math.sqrt(120) * 2.0**-53)
 
 
+@given(A=matrices(), power_iters=st.integers(1, 3), data=st.data())
+def test_left_vectors_and_values_belong_together(A, power_iters, data):
+    """Aᴴu = s·v, though the product that gives v was taken before u was orthonormal."""
+    rank = data.draw(st.integers(1, min(A.shape)))
+    result = la.randomized_svd(
+        A, rank, power_iters=power_iters, oversample=0, precision="full", seed=data.draw(seeds)
+    )
+    U, S, Vh = (exact(factor) for factor in result)
+    left, right = (U, Vh.T) if A.shape[0] >= A.shape[1] else (Vh.T, U)
+    tall = exact(A) if A.shape[0] >= A.shape[1] else exact(A).T
+    assert np.linalg.norm(tall.T @ left - right * S) <= rounding(A)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_first_of_equal_entries_decides_the_sign(dtype):
+    for first in (1, -1):
+        U = la.randomized_svd(torch.tensor([[first], [-first]], dtype=dtype), 1, seed=0).U
+        assert U[0] == -U[1] > 0
+
+
 def test_hilbert_300():
     A = torch.from_numpy(scipy.linalg.hilbert(300))
     result = la.randomized_svd(A, 40, seed=0)
