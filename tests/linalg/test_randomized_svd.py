@@ -1,3 +1,4 @@
+import itertools
 import math
 import pickle
 
@@ -226,11 +227,14 @@ def test_left_vectors_and_values_belong_together(A, power_iters, data):
     assert np.linalg.norm(tall.T @ left - right * S) <= rounding(A)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_first_of_equal_entries_decides_the_sign(dtype):
-    for first in (1, -1):
-        U = la.randomized_svd(torch.tensor([[first], [-first]], dtype=dtype), 1, seed=0).U
-        assert U[0] == -U[1] > 0
+def test_first_of_equal_entries_decides_the_sign():
+    ties = 0
+    for dtype, length, first in itertools.product(FLOATS, range(2, 12), (1, -1)):
+        signs = first * torch.tensor([1, -1] * 6, dtype=dtype)[:length]
+        U = la.randomized_svd(torch.outer(signs, torch.ones(3, dtype=dtype)), 1, seed=0).U
+        assert U[U.abs().argmax()] > 0
+        ties += int(U.max() == -U.min())
+    assert ties > 0  # elsewhere rounding has decided
 
 
 def test_hilbert_300():
