@@ -161,14 +161,10 @@ std::pair<at::Tensor, at::Tensor> outer(const at::Tensor& A, const at::Tensor& U
   const auto values = S.unsqueeze(-2), largest = values.narrow(-1, 0, 1);
   const auto kept = values > rounding * largest;
   const auto sigma = at::where(kept, values, kInfinity);
-  // Columns of magnitude one: squares stay in range.
-  const auto magnitude = at::maximum(gU.abs().amax(-2, /*keepdim=*/true), gV.abs().amax(-2, /*keepdim=*/true));
-  const auto unit = at::where(magnitude > 0, magnitude, 1.0);
-  const auto FU = gU / unit, FV = gV / unit;
-  const Systems systems{A, U, V, sigma, at::where(kept, rounding * largest / values, kInfinity), norms(FU) + norms(FV)};
-  const auto F = outside(U, FU), G = outside(V, FV);
+  const Systems systems{A, U, V, sigma, at::where(kept, rounding * largest / values, kInfinity), norms(gU) + norms(gV)};
+  const auto F = outside(U, gU), G = outside(V, gV);
   const auto Y = solve_normal(systems, G + systems.adjoint(F), at::where(largest > 0, largest, 1.0));
-  return {(F + systems.forward(Y)) / sigma * unit, Y / sigma * unit};
+  return {(F + systems.forward(Y)) / sigma, Y / sigma};
 }
 
 }  // namespace
@@ -182,17 +178,21 @@ at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tens
   if (!gU && !gVh) return without_mean(at::matmul(left, Vh));
 
   const auto V = materialized_adjoint(Vh);
-  const auto gV = gVh ? materialized_adjoint(*gVh) : at::zeros_like(V);
-  const auto given = gU.value_or(at::zeros_like(U));
-  const auto whole = U.is_complex() ? before_fixed_phases(U, V, given, gV) : given;
+  auto whole = gU.value_or(at::zeros_like(U)), gV = gVh ? materialized_adjoint(*gVh) : at::zeros_like(V);
+  // Gradients of magnitude one: squares stay in range.
+  const auto magnitude = at::maximum(whole.abs().amax({-2, -1}, /*keepdim=*/true), gV.abs().amax({-2, -1}, true));
+  const auto unit = at::where(magnitude > 0, magnitude, 1.0);
+  whole = whole / unit;
+  gV = gV / unit;
+  if (U.is_complex()) whole = before_fixed_phases(U, V, whole, gV);
   // Values that are no further apart coincide: what rounding may do to a value, as a fraction of the largest.
   const double rounding = 4 * std::sqrt(static_cast<double>(std::min(A.size(-2), A.size(-1)))) * unit_roundoff(A);
   const auto least = rounding * S.narrow(-1, 0, 1).unsqueeze(-1);
   const auto size = norms(whole) + norms(gV);
   const auto M = inner(S, least, at::matmul(U.mH(), whole), at::matmul(Vh, gV), rounding * (size + size.mT()));
   const auto [X, Y] = outer(without_mean(A), U, S, V, whole, gV, rounding);
-  left = left + at::matmul(U, M) + X;
-  return without_mean(at::matmul(at::cat({left, U}, -1), at::cat({Vh, Y.mH()}, -2)));
+  left = left + (at::matmul(U, M) + X) * unit;
+  return without_mean(at::matmul(at::cat({left, U}, -1), at::cat({Vh, (Y * unit).mH()}, -2)));
 }
 
 }  // namespace fastlr
