@@ -22,7 +22,7 @@ class PCAInfo(SVDInfo):
     ----------
     total_variance_exact : bool
         False where only products with A are known: the total variance is then the sum of the
-        explained ones and of an unbiased estimate of the rest (``error_estimate``² / (m − 1)).
+        explained ones and of an unbiased estimate of the rest, ``error_estimate² / (m − 1)``.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class PCA:
         The rows of the matrix in the components: what ``transform`` gives of it, but for the error
         of the decomposition.
     explained_variance : array, shape (rank,)
-        ``singular_values``² / (m − 1): the variance of each column of `scores`.
+        ``singular_values² / (m − 1)``, the variance of each column of `scores`.
     explained_variance_ratio : array, shape (rank,)
         Its share of the total variance; zeros where that is zero.
     total_variance : float
