@@ -111,6 +111,32 @@ def main() -> None:
             f"{automatic.passes} products.",
         )
 
+        wide = [matrix.double() for matrix in (A, thin, tall)]
+
+        def double_products() -> None:
+            for _ in range(PRODUCTS // 2):
+                wide[0] @ wide[1]
+                wide[0].T @ wide[2]
+
+        def double(precision: Any) -> Any:
+            return la.randomized_svd(
+                wide[0],
+                RANK,
+                oversample=OVERSAMPLE,
+                power_iters=POWER_ITERS,
+                precision=precision,
+                seed=0,
+            )
+
+        session.table(
+            "the same in float64, the range finder in float32 or in float64",
+            [
+                Case(f'fastlr, precision="{name}"', lambda name=name: double(name), graded)
+                for name in ("auto", "full")
+            ],
+            floor=Case(f"floor: {PRODUCTS} products in float64", double_products),
+        )
+
 
 if __name__ == "__main__":
     main()
