@@ -6,6 +6,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
+import fastlr.linalg as la
+
 UNIT_ROUNDOFF = {
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
@@ -53,3 +55,19 @@ def orthonormality_error(Q) -> float:
     gram = np.array([[np.sum(a.conj() * b) for b in columns] for a in columns], dtype=wide)
     error = np.linalg.norm((gram - np.eye(k)).astype(np.complex128))
     return float(error / (math.sqrt(k) * unit_roundoff(Q)))
+
+
+def rounding(A: torch.Tensor) -> float:
+    """What rounding may add to ‖A − USVh‖_F: some √k·u of ‖A‖_F, 40 √k·u allowed."""
+    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
+
+
+def residual(A, result) -> float:
+    """‖A − U·diag(S)·Vh‖_F."""
+    U, S, Vh = (exact(factor) for factor in result)
+    return float(np.linalg.norm(exact(A) - (U * S) @ Vh))
+
+
+def operator(A: torch.Tensor) -> la.LinearOperator:
+    """A known by its products alone: its entries, and so ‖A‖_F, are not seen."""
+    return la.LinearOperator(A.shape, lambda X: A @ X, lambda Y: A.mH @ Y, dtype=A.dtype)

@@ -18,6 +18,16 @@ def with_spectrum(m: int, n: int, values, dtype=torch.float64, seed: int = 0) ->
     return torch.from_numpy((left * values) @ right.T).to(dtype)
 
 
+def hermitian(values, dtype=torch.float64, seed=0):
+    """A Hermitian matrix with these eigenvalues."""
+    n = len(values)
+    rng = np.random.default_rng(seed)
+    G = rng.standard_normal((n, n)) + 1j * dtype.is_complex * rng.standard_normal((n, n))
+    Q = scipy.linalg.qr(G if dtype.is_complex else G.real)[0]
+    A = (Q * np.asarray(values, dtype=np.float64)) @ Q.conj().T
+    return torch.from_numpy((A + A.conj().T) / 2).to(dtype)
+
+
 @st.composite
 def spectra(draw, size: int):
     """Flat, stepped, one outlier, clustered, graded or decaying singular values."""

@@ -15,14 +15,7 @@ namespace {
 // the products of one alone take longer than what goes on around them.
 constexpr int64_t kGroupBytes = 2 << 20, kAloneBytes = 256 << 10;
 
-void write(BatchedSvd& batch, int64_t i, const RandomizedSvd& one) {
-  batch.U.select(0, i).copy_(one.U);
-  batch.S.select(0, i).copy_(one.S);
-  batch.Vh.select(0, i).copy_(one.Vh);
-  batch.outcomes[i] = one;
-}
-
-void write(BatchedSvd& batch, int64_t first, BatchedSvd part, bool wide) {
+void store(BatchedSvd& batch, int64_t first, BatchedSvd part, bool wide) {
   const int64_t count = part.U.size(0);
   auto U = batch.U.narrow(0, first, count), Vh = batch.Vh.narrow(0, first, count);
   U.copy_(wide ? materialized_adjoint(part.Vh) : part.U);
@@ -49,7 +42,7 @@ BatchedSvd randomized_svd(const at::Tensor& A, const SvdOptions& options, bool c
   };
   BatchedSvd batch{like(first.U), like(first.S), like(first.Vh), std::vector<SvdOutcome>(count)};
   if (count == 0) return batch;
-  write(batch, 0, first);
+  store(batch, 0, first);
 
   const bool wide = m < n;
   const int64_t bytes = m * n * A.element_size();
@@ -61,11 +54,11 @@ BatchedSvd randomized_svd(const at::Tensor& A, const SvdOptions& options, bool c
     for (int64_t i = 1 + begin * group; i < std::min(count, 1 + end * group); i += group) {
       check_interrupt();
       if (!together) {
-        write(batch, i, alone(A.select(0, i)));
+        store(batch, i, alone(A.select(0, i)));
         continue;
       }
       const auto some = A.narrow(0, i, std::min(group, count - i));
-      write(batch, i, subspace_svds(wide ? some.mH() : some, options, options.rank + options.oversample), wide);
+      store(batch, i, subspace_svds(wide ? some.mH() : some, options, options.rank + options.oversample), wide);
     }
   };
   const int64_t groups = (count - 1 + group - 1) / group;

@@ -29,7 +29,6 @@ void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters,
 
 namespace {
 
-constexpr int64_t kFirstBlock = 16;
 constexpr int64_t kPowerIters = 2;
 
 // Bounds ‖A - Q rowsᴴ‖_F from above. The projected norm costs nothing; where it would cancel, or ‖A‖_F is not known,

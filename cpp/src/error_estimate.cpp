@@ -39,12 +39,15 @@ double chi_squared_quantile(double probability, int64_t freedom) {
 
 double probe_factor(double failure) { return std::sqrt(kProbes / chi_squared_quantile(failure, kProbes)); }
 
+ErrorEstimate scaled(const ErrorEstimate& error, int exponent) {
+  return {std::ldexp(error.estimate, exponent), std::ldexp(error.upper, exponent), std::ldexp(error.spectral, exponent),
+          error.failure};
+}
+
 ErrorEstimate estimate_error(const at::Tensor& probed) {
   const double magnitude = largest_magnitude(probed);
   const int exponent = squares_in_range(probed, magnitude) ? 0 : scale_exponent(magnitude);
-  auto error = estimate_errors(scaled(probed, exponent).unsqueeze(0)).front();
-  for (double* value : {&error.estimate, &error.upper, &error.spectral}) *value = std::ldexp(*value, -exponent);
-  return error;
+  return scaled(estimate_errors(scaled(probed, exponent).unsqueeze(0)).front(), -exponent);
 }
 
 std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed) {

@@ -38,9 +38,7 @@ ErrorEstimate probed_error(const at::Tensor& probe, const at::Tensor& omega, con
 }
 
 Eigenpairs unscaled(Eigenpairs pairs, int exponent) {
-  pairs.error.estimate = std::ldexp(pairs.error.estimate, -exponent);
-  pairs.error.upper = std::ldexp(pairs.error.upper, -exponent);
-  pairs.error.spectral = std::ldexp(pairs.error.spectral, -exponent);
+  pairs.error = scaled(pairs.error, -exponent);
   pairs.values = scaled(pairs.values, -exponent);
   if (pairs.residuals.defined()) pairs.residuals = scaled(pairs.residuals, -exponent);
   return pairs;

@@ -25,7 +25,6 @@ constexpr int64_t kStarts = 4;
 // Gaussian vectors behind a Frobenius norm: an interval of some ±25 %.
 constexpr int64_t kNormProbes = 64;
 // estimate_rank
-constexpr int64_t kFirstBlock = 16;
 constexpr int64_t kPowerIters = 2;
 
 double unit_roundoff_of(const LinearOperator& A) { return unit_roundoff(at::empty({0}, A.options())); }

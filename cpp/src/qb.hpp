@@ -7,6 +7,9 @@
 
 namespace fastlr {
 
+// Columns of the first block; later ones are half as wide as what is there.
+constexpr int64_t kFirstBlock = 16;
+
 // A ≈ Q rowsᴴ with orthonormal Q and rows = Aᴴ Q.
 struct QB {
   at::Tensor Q, rows;

@@ -386,11 +386,7 @@ BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t
     for (int64_t j = 0; j < on_cpu.numel(); ++j) {
       const int64_t i = on_cpu.const_data_ptr<int64_t>()[j];
       const auto matrix = as_operator(A.select(0, i));
-      const auto one = subspace_svd(matrix, options, width);
-      result.U.select(0, i).copy_(one.U);
-      result.S.select(0, i).copy_(one.S);
-      result.Vh.select(0, i).copy_(one.Vh);
-      result.outcomes[i] = one;
+      store(result, i, subspace_svd(matrix, options, width));
       result.outcomes[i].passes = matrix->passes();
     }
   }

@@ -84,12 +84,18 @@ void fix_signs(at::Tensor& U, at::Tensor& Vh) {
   Vh.mul_(phases.mT());
 }
 
+void store(BatchedSvd& batch, int64_t i, const RandomizedSvd& one) {
+  batch.U.select(0, i).copy_(one.U);
+  batch.S.select(0, i).copy_(one.S);
+  batch.Vh.select(0, i).copy_(one.Vh);
+  batch.outcomes[i] = one;
+}
+
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method) {
-  error.estimate = std::ldexp(error.estimate, -exponent);
-  error.upper = std::ldexp(error.upper, -exponent);
-  error.spectral = std::ldexp(error.spectral, -exponent);
-  return {
-      {.error = error, .method = method}, std::move(factors.U), scaled(factors.S, -exponent), std::move(factors.Vh)};
+  return {{.error = scaled(error, -exponent), .method = method},
+          std::move(factors.U),
+          scaled(factors.S, -exponent),
+          std::move(factors.Vh)};
 }
 
 }  // namespace fastlr

@@ -48,6 +48,9 @@ at::Tensor column_phases(const at::Tensor& U);
 // Makes the largest entry of each column of U real and positive.
 void fix_signs(at::Tensor& U, at::Tensor& Vh);
 
+// Makes `one` the i-th of a batch.
+void store(BatchedSvd& batch, int64_t i, const RandomizedSvd& one);
+
 // A result for A, of the triplets and the error of A * 2^exponent.
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method);
 

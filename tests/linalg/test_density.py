@@ -14,19 +14,9 @@ from hypothesis import strategies as st
 
 import fastlr.linalg as la
 from references import exact, unit_roundoff
-from strategies import seeds
+from strategies import hermitian, seeds
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-
-
-def hermitian(values, dtype=torch.float64, seed=0):
-    """A Hermitian matrix with these eigenvalues."""
-    n = len(values)
-    rng = np.random.default_rng(seed)
-    G = rng.standard_normal((n, n)) + 1j * dtype.is_complex * rng.standard_normal((n, n))
-    Q = scipy.linalg.qr(G if dtype.is_complex else G.real)[0]
-    A = (Q * np.asarray(values, dtype=np.float64)) @ Q.conj().T
-    return torch.from_numpy((A + A.conj().T) / 2).to(dtype)
 
 
 def start(n, count, seed, dtype=torch.float64):

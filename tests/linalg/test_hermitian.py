@@ -13,29 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from references import exact, orthonormality_error, unit_roundoff
-from strategies import seeds, spectra
+from references import exact, orthonormality_error, rounding, unit_roundoff
+from strategies import hermitian, seeds, spectra
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
-def hermitian(values, dtype=torch.float64, seed=0):
-    """A Hermitian matrix with these eigenvalues."""
-    n = len(values)
-    rng = np.random.default_rng(seed)
-    G = rng.standard_normal((n, n)) + 1j * dtype.is_complex * rng.standard_normal((n, n))
-    Q = scipy.linalg.qr(G if dtype.is_complex else G.real)[0]
-    A = (Q * np.asarray(values, dtype=np.float64)) @ Q.conj().T
-    return torch.from_numpy((A + A.conj().T) / 2).to(dtype)
-
-
 def by_magnitude(values):
     return np.asarray(sorted(values, key=lambda value: -abs(value)))
-
-
-def rounding(A) -> float:
-    """40·√k·u·‖A‖_F, as in the tests of the SVD."""
-    return 40 * math.sqrt(len(A)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
 
 
 def residual(A, result) -> float:

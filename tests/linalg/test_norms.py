@@ -13,18 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from references import exact, orthonormality_error, singular_values, unit_roundoff
+from references import (
+    exact,
+    operator,
+    orthonormality_error,
+    rounding,
+    singular_values,
+    unit_roundoff,
+)
 from strategies import matrices, seeds, with_spectrum
-
-
-def rounding(A) -> float:
-    """40·√k·u·‖A‖_F, as in the tests of the SVD."""
-    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
-
-
-def operator(A):
-    """A without its entries."""
-    return la.LinearOperator(A.shape, lambda X: A @ X, lambda Y: A.mH @ Y, dtype=A.dtype)
 
 
 def complex_phases(A):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from references import exact, orthonormality_error, unit_roundoff
+from references import exact, orthonormality_error, rounding, unit_roundoff
 from strategies import dtypes, seeds, with_spectrum
 
 VALUES = 0.5 ** np.arange(40.0)
@@ -30,11 +30,6 @@ def reference(A):
     centered = X - X.mean(0)
     _, S, Vh = scipy.linalg.svd(centered, full_matrices=False)
     return S, Vh, float(np.linalg.norm(centered) ** 2) / max(len(X) - 1, 1)
-
-
-def rounding(A) -> float:
-    """40·√k·u·‖A‖_F as for the SVD, of A with its mean: the products that are rounded are its."""
-    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,6 +13,8 @@ import fastlr.linalg as la
 from references import (
     exact,
     orthonormality_error,
+    residual,
+    rounding,
     singular_values,
     tail_norm,
     unit_roundoff,
@@ -20,16 +22,6 @@ from references import (
 from strategies import matrices, seeds, with_spectrum
 
 FLOATS = [torch.float32, torch.float64]
-
-
-def residual(A, result) -> float:
-    U, S, Vh = (exact(factor) for factor in result)
-    return float(np.linalg.norm(exact(A) - (U * S) @ Vh))
-
-
-def rounding(A) -> float:
-    """What rounding may add to ‖A − USVh‖_F: some √k·u of ‖A‖_F, 40 √k·u allowed."""
-    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
 
 
 def check_factors(A, result, rank):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fastlr.linalg as la
-from references import UNIT_ROUNDOFF, exact
+from references import exact, operator, rounding
 from strategies import with_spectrum
 
 M, N = 120, 90
@@ -25,16 +25,6 @@ def errors(A, result):
     U, S, Vh = (exact(factor) for factor in result)
     difference = exact(A) - (U * S) @ Vh
     return np.linalg.norm(difference), np.linalg.norm(difference, 2)
-
-
-def rounding(A) -> float:
-    """40·√n·u·‖A‖_F, as in the tests of the dense case."""
-    return 40 * np.sqrt(N) * UNIT_ROUNDOFF[A.dtype] * float(np.linalg.norm(exact(A)))
-
-
-def operator(A):
-    """A known by its products: then ‖A‖_F is not, and every decision takes a probe."""
-    return la.LinearOperator(A.shape, lambda X: A @ X, lambda Y: A.mH @ Y, dtype=A.dtype)
 
 
 # 200 runs that fail with a probability of 0.01 each fail 9 times or more with probability 2e-4.

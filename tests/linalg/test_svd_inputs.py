@@ -11,20 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from references import exact, orthonormality_error, singular_values, tail_norm, unit_roundoff
+from references import (
+    exact,
+    orthonormality_error,
+    residual,
+    rounding,
+    singular_values,
+    tail_norm,
+    unit_roundoff,
+)
 from strategies import matrices, seeds, with_spectrum
 
 METHODS = ["subspace", "krylov", "single_pass", "nystrom"]
-
-
-def residual(A, result) -> float:
-    U, S, Vh = (exact(factor) for factor in result)
-    return float(np.linalg.norm(exact(A) - (U * S) @ Vh))
-
-
-def rounding(A) -> float:
-    """40·√k·u·‖A‖_F, as in the tests of the dense case."""
-    return 40 * math.sqrt(min(A.shape)) * unit_roundoff(A) * float(np.linalg.norm(exact(A)))
 
 
 def complex_matrix(m, n, values, dtype=torch.complex128):

@@ -32,6 +32,9 @@ struct ErrorEstimate {
   double failure;   // 0: known from the spectrum
 };
 
+// That of E * 2^exponent.
+ErrorEstimate scaled(const ErrorEstimate& error, int exponent);
+
 // From E * Omega. The bound of ‖E‖_2 is the largest of the kProbes norms ‖E w‖ times a factor (Halko, Martinsson,
 // Tropp, SIAM Review 53 (2011), lemma 4.1).
 ErrorEstimate estimate_error(const at::Tensor& probed);
