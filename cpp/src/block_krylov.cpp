@@ -1,12 +1,20 @@
-// Block Golub-Kahan bidiagonalization with full reorthogonalization and thick restarts.
+// Block Krylov spaces with full reorthogonalization and thick restarts.
+//
+// To ten digits of the larger singular values the space of M = AᴴA on the short side is enough, and cheaper: one basis,
+// M read in blocks of rows that serve both factors. AᴴA squares the condition number; singular values too small for
+// that are found by Golub-Kahan bidiagonalization, with bases on both sides.
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include <fastlr/orthonormalize.hpp>
+#include <fastlr/random.hpp>
 
+#include "block_lanczos.hpp"
+#include "first_product.hpp"
 #include "orthonormal_beside.hpp"
 #include "svd_parts.hpp"
 
@@ -18,6 +26,58 @@ namespace {
 constexpr double kResidual = 1e-10;
 // Blocks after which it gives up.
 constexpr int64_t kMostBlocks = 300;
+// Widths of the sketch that a basis may have before it is restarted: on the short side alone, and on both.
+constexpr int64_t kMostWidths = 6, kMostWidthsBeside = 4;
+
+// ‖residual‖ / S[0] of a triplet that has converged.
+double residual_target(const at::Tensor& like, int64_t width) {
+  return std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * unit_roundoff(like));
+}
+
+// ---- on the short side ----
+
+// Nothing where the rounding of AᴴA, some 10 u S[0]^2, is no less than the target for the smallest triplet.
+std::optional<RandomizedSvd> svd_on_the_short_side(const Operator& A, const SvdOptions& options, int64_t width) {
+  const auto omega = gaussian(A->columns(), width + kProbes, options.seed, 0, A->options());
+  NormalProduct first;
+  const auto [op, exponent, probe] = first_product(A, "randomized_svd", [&](const Operator& op) {
+    first = op->normal_matmat(omega, {width, width});
+    return first.image;
+  });
+  // M is of moderate size: its residuals have squares too.
+  const int shift = 2 * scale_exponent(largest_magnitude(probe));
+  const auto normal = [&](const at::Tensor& X) {
+    return scaled(op->normal_matmat(X, {X.size(1), X.size(1)}).co, shift);
+  };
+  const double target = residual_target(omega, width), u = unit_roundoff(omega);
+  const int64_t most_width = std::min(kMostWidths, A->columns() / width - 1) * width;
+
+  BlockLanczos space(normal, first.co, most_width);
+  first = {};
+  bool within_reach = true;
+  const auto settled = [&](const RitzPairs& pairs) {
+    const auto S = pairs.values.clamp_min(0).sqrt();
+    const double largest = S[0].item<double>(), smallest = S[options.rank - 1].item<double>();
+    within_reach = smallest * target > 10 * u * largest;
+    // ‖AᴴA v - s² v‖ = s ‖Aᴴu - s v‖ for u = A v / s.
+    const auto residuals = pairs.residuals.narrow(0, 0, options.rank);
+    return !within_reach || at::all(residuals <= target * largest * S.narrow(0, 0, options.rank)).item<bool>();
+  };
+  const auto [ritz, blocks, converged] = run(space, kMostBlocks, settled);
+  if (!within_reach) return std::nullopt;
+
+  const auto V = polish(at::mm(space.basis(), ritz.vectors.narrow(1, 0, options.rank)));
+  // A ≈ (A V) Vᴴ
+  const auto adjoint = triplets_of_rows(V, op->matmat(V), options.rank);
+  const Triplets factors{materialized_adjoint(adjoint.Vh), adjoint.S, materialized_adjoint(adjoint.U)};
+  const auto probed = residual_probe(probe, factors, options.seed, width);
+  auto result = unscaled(factors, estimate_error(probed), exponent, SvdMethod::krylov);
+  result.power_iters = blocks;
+  result.converged = converged;
+  return result;
+}
+
+// ---- on both sides ----
 
 // Orthonormal U (m x p) and V (n x p) with Uᴴ A = T Vᴴ: the Rayleigh quotient of A on both spaces. All of Aᴴ U lies
 // in span(V); A V = U T + F, where F is nonzero only for the last block of V.
@@ -35,24 +95,33 @@ Bidiagonalization start(const LinearOperator& A, const at::Tensor& range) {
   return {U, V, at::mm(rows.mH(), V), 0};
 }
 
-// What the last block of V does beyond span(U): A V_last = U (Uᴴ A V_last) + next coupling.
+// What the last columns of V do beyond span(U): A V = U T + next coupling there.
 struct Extension {
   at::Tensor next;      // orthonormal, orthogonal to U
-  at::Tensor coupling;  // nextᴴ A V_last
+  at::Tensor coupling;  // nextᴴ A V for these columns; for the others it is zero
 };
 
+// Uᴴ A V_last = T_last: Aᴴ of all but the last block of U lies in the span of the earlier V.
 Extension extend_left(const LinearOperator& A, Bidiagonalization& space, int64_t block) {
-  const auto product = A.matmat(space.V.narrow(1, space.width() - block, block));
-  const auto next = orthonormal_beside(space.U, product, space.drawn);
-  return {next, at::mm(next.mH(), product)};
+  const int64_t first = space.width() - block;
+  const auto product = A.matmat(space.V.narrow(1, first, block));
+  const auto within = space.T.narrow(0, first, block).narrow(1, first, block);
+  const auto remainder = at::addmm(product, space.U.narrow(1, first, block), within, 1, -1);
+  const auto next = orthonormal_beside(space.U, remainder, space.drawn);
+  return {next, at::mm(next.mH(), remainder)};
 }
 
-Bidiagonalization extend_right(const LinearOperator& A, Bidiagonalization space, const at::Tensor& next) {
+Bidiagonalization extend_right(const LinearOperator& A, Bidiagonalization space, const Extension& extension) {
+  const auto& [next, coupling] = extension;
+  const int64_t width = space.width(), block = next.size(1), coupled = coupling.size(1);
   const auto rows = A.rmatmat(next);
-  const auto V = at::cat({space.V, orthonormal_beside(space.V, rows, space.drawn)}, 1);
-  const auto below = at::mm(rows.mH(), V);
-  const auto above = at::zeros({space.width(), next.size(1)}, below.options());
-  return {at::cat({space.U, next}, 1), V, at::cat({at::cat({space.T, above}, 1), below}, 0), space.drawn};
+  const auto remainder = at::addmm(rows, space.V.narrow(1, width - coupled, coupled), coupling.mH(), 1, -1);
+  const auto V = orthonormal_beside(space.V, remainder, space.drawn);
+  const auto above = at::zeros({width, block}, rows.options());
+  const auto before = at::zeros({block, width - coupled}, rows.options());
+  const auto below = at::cat({before, coupling, at::mm(remainder.mH(), V)}, 1);
+  return {at::cat({space.U, next}, 1), at::cat({space.V, V}, 1), at::cat({at::cat({space.T, above}, 1), below}, 0),
+          space.drawn};
 }
 
 struct Ritz {
@@ -64,56 +133,58 @@ Ritz ritz(const Bidiagonalization& space) {
   return {left, S, materialized_adjoint(right)};
 }
 
-// ‖A v_i - s_i u_i‖ for the leading triplets; ‖Aᴴ u_i - s_i v_i‖ is rounding.
-at::Tensor residuals(const Extension& extension, const Ritz& ritz, int64_t rank) {
-  const int64_t block = extension.coupling.size(1), width = ritz.right.size(0);
-  const auto last = ritz.right.narrow(0, width - block, block).narrow(1, 0, rank);
-  return at::linalg_vector_norm(at::mm(extension.coupling, last), 2, 0);
+// F Y, Y the right vectors of T: what A V Y has beyond U X diag(S).
+at::Tensor coupling_of_ritz_vectors(const Extension& extension, const Ritz& ritz) {
+  const int64_t coupled = extension.coupling.size(1);
+  return at::mm(extension.coupling, ritz.right.narrow(0, ritz.right.size(0) - coupled, coupled));
 }
 
 // Thick restart: the space shrinks to its leading Ritz vectors; F keeps its range.
-Bidiagonalization restarted(const Bidiagonalization& space, const Ritz& ritz, int64_t kept) {
-  return {at::mm(space.U, ritz.left.narrow(1, 0, kept)), at::mm(space.V, ritz.right.narrow(1, 0, kept)),
-          at::diag(ritz.S.narrow(0, 0, kept)).to(space.T.scalar_type()), space.drawn};
+void restart(Bidiagonalization& space, Extension& extension, const Ritz& ritz, int64_t kept) {
+  extension.coupling = coupling_of_ritz_vectors(extension, ritz).narrow(1, 0, kept);
+  space = {at::mm(space.U, ritz.left.narrow(1, 0, kept)), at::mm(space.V, ritz.right.narrow(1, 0, kept)),
+           at::diag(ritz.S.narrow(0, 0, kept)).to(space.T.scalar_type()), space.drawn};
 }
 
 }  // namespace
 
 RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t width) {
-  // As wide as the sketch: a narrower block would cost no less to multiply by, and miss copies of a value that is
-  // repeated more often than it has columns.
+  // Blocks are as wide as the sketch: narrower ones would miss copies of a value that is repeated more often than they
+  // have columns.
   const bool to_target = !options.power_iters;
-  const int64_t block = width, most_width = 4 * width;
-  if (most_width + block > A->columns()) return dense_svd(A, options.rank);
+  const int64_t most_width = kMostWidthsBeside * width;
+  if (most_width + width > A->columns()) return dense_svd(A, options.rank);
+  if (to_target)
+    if (auto result = svd_on_the_short_side(A, options, width)) return std::move(*result);
 
-  const auto sketch = sketch_range(A, block, options.seed);
+  const auto sketch = sketch_range(A, width, options.seed);
   const auto& op = *sketch.A;
-  const double u = unit_roundoff(sketch.range);
-  const double target = std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * u);
+  const double u = unit_roundoff(sketch.range), target = residual_target(sketch.range, width);
   const int64_t most_blocks = to_target ? kMostBlocks : *options.power_iters;
 
   auto space = start(op, sketch.range);
   auto values = ritz(space);
   int64_t blocks = 0;
   bool converged = !to_target;
-  while (blocks < most_blocks) {
-    const auto extension = extend_left(op, space, block);
-    if (to_target && space.width() >= options.rank) {
-      const auto worst = residuals(extension, values, options.rank).max().item<double>();
+  for (; blocks < most_blocks; ++blocks) {
+    auto extension = extend_left(op, space, width);
+    if (to_target) {
+      // ‖A v - s u‖; ‖Aᴴu - s v‖ is rounding.
+      const auto residuals = at::linalg_vector_norm(coupling_of_ritz_vectors(extension, values), 2, 0);
+      const auto worst = residuals.narrow(0, 0, options.rank).max().item<double>();
       converged = worst <= target * values.S[0].item<double>();
       if (converged) break;
     }
-    if (space.width() + block > most_width) space = restarted(space, values, width);
-    space = extend_right(op, std::move(space), extension.next);
+    if (space.width() + width > most_width) restart(space, extension, values, width);
+    space = extend_right(op, std::move(space), extension);
     values = ritz(space);
-    ++blocks;
   }
   const Triplets factors{
       orthonormalize(at::mm(space.U, values.left.narrow(1, 0, options.rank))),
       without_noise(values.S, u).narrow(0, 0, options.rank),
       materialized_adjoint(orthonormalize(at::mm(space.V, values.right.narrow(1, 0, options.rank)))),
   };
-  const auto probed = residual_probe(sketch.probe, factors, options.seed, block);
+  const auto probed = residual_probe(sketch.probe, factors, options.seed, width);
   auto result = unscaled(factors, estimate_error(probed), sketch.exponent, SvdMethod::krylov);
   result.power_iters = blocks;
   result.converged = converged;

@@ -20,14 +20,15 @@ class BlockLanczos {
  public:
   using Product = std::function<at::Tensor(const at::Tensor&)>;
 
-  // From the span of `start`.
-  BlockLanczos(Product product, const at::Tensor& start);
+  // From the span of `start`. V has room for `most_width` columns.
+  BlockLanczos(Product product, const at::Tensor& start, int64_t most_width);
 
   int64_t width() const { return T_.size(0); }
   int64_t block() const { return block_; }
-  const at::Tensor& basis() const { return V_; }
+  at::Tensor basis() const;
   RitzPairs ritz() const;
 
+  bool full() const { return width() + block_ > storage_.size(0); }
   void extend();
   // Thick restart: the span shrinks to the leading `kept` Ritz vectors, and is extended.
   void restart(const RitzPairs& ritz, int64_t kept);
@@ -37,10 +38,20 @@ class BlockLanczos {
 
   Product product_;
   int64_t block_;
-  at::Tensor V_, T_;
+  at::Tensor storage_;  // V, by columns
+  at::Tensor T_;
   at::Tensor next_;      // orthonormal, orthogonal to V
-  at::Tensor coupling_;  // F = next_ coupling_
+  at::Tensor coupling_;  // next_ᴴ F of the last columns of V; F is zero, to rounding, for the others
   int64_t drawn_ = 0;    // directions where the space was invariant
 };
+
+// Extends, and restarts with as many Ritz vectors as the first block has columns, until `settled` or until there are
+// `most_blocks` blocks beyond the first. Without `settled` these are all kept.
+struct LanczosRun {
+  RitzPairs ritz;
+  int64_t blocks;
+  bool settled;
+};
+LanczosRun run(BlockLanczos& space, int64_t most_blocks, const std::function<bool(const RitzPairs&)>& settled);
 
 }  // namespace fastlr

@@ -149,23 +149,13 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
   const double u = unit_roundoff(omega);
   const double target = std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * u);
 
-  BlockLanczos space([&](const at::Tensor& X) { return op.matmat(X); }, sketch.product.narrow(1, 0, width));
-  int64_t blocks = 0;
-  bool converged = !to_target;
-  for (; blocks < (to_target ? kMostBlocks : *power_iters); ++blocks) {
-    if (to_target) {
-      const auto ritz = space.ritz();
-      const double worst = ritz.residuals.narrow(0, 0, rank).max().item<double>();
-      converged = worst <= target * std::abs(ritz.values[0].item<double>());
-      if (converged) break;
-      if (space.width() + width > most_width) {
-        space.restart(ritz, width);
-        continue;
-      }
-    }
-    space.extend();
-  }
-  const auto ritz = space.ritz();
+  BlockLanczos space([&](const at::Tensor& X) { return op.matmat(X); }, sketch.product.narrow(1, 0, width), most_width);
+  const auto settled = [&](const RitzPairs& pairs) {
+    const double worst = pairs.residuals.narrow(0, 0, rank).max().item<double>();
+    return worst <= target * std::abs(pairs.values[0].item<double>());
+  };
+  const auto [ritz, blocks, converged] =
+      to_target ? run(space, kMostBlocks, settled) : run(space, *power_iters, nullptr);
   const auto noise = noise_level(ritz.values.abs(), u);
   Eigenpairs pairs{at::where(ritz.values.abs() > noise, ritz.values, 0.0).narrow(0, 0, rank).contiguous(),
                    orthonormalize(at::mm(space.basis(), ritz.vectors.narrow(1, 0, rank))),
@@ -173,7 +163,7 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
                    {},
                    0,
                    blocks,
-                   converged,
+                   converged || !to_target,
                    EighMethod::lanczos};
   pairs.error = probed_error(sketch.product.narrow(1, width, kProbes), omega.narrow(1, width, kProbes), pairs.values,
                              pairs.vectors);

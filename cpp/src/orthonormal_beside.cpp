@@ -31,15 +31,14 @@ at::Tensor with_random_directions(const at::Tensor& R, int64_t& drawn) {
 
 at::Tensor orthonormal_beside(const at::Tensor& basis, const at::Tensor& Y, int64_t& drawn) {
   constexpr int kMostRounds = 6;
-  const auto outside = [&](const at::Tensor& X, const at::Tensor& overlap) { return X - at::mm(basis, overlap); };
-  auto Q = stabilize(outside(Y, at::mm(basis.mH(), Y)));
+  auto Q = stabilize(Y);
   bool completed = false;
   for (int round = 0; round < kMostRounds; ++round) {
     const auto overlap = at::mm(basis.mH(), Q);
     const double size = frobenius_norm(overlap);
-    auto R = outside(Q, overlap);
+    auto R = at::addmm(Q, basis, overlap, 1, -1);
     // What of well-conditioned columns is nearly outside is outside after this, to rounding.
-    if (size <= kOutside) return orthonormalize(R);
+    if (size <= kOutside) return polish(R);
     if (size > 1 - kOutside && !completed) {
       R = with_random_directions(R, drawn);
       completed = true;

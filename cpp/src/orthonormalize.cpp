@@ -96,11 +96,13 @@ at::Tensor orthonormalize(const at::Tensor& Y) {
 
 at::Tensor polish(const at::Tensor& Q) {
   const auto G = accurate_gram(Q);
-  if (newton_schulz_suffices(distance_from_identity(G), unit_roundoff(Q))) {
+  const double distance = distance_from_identity(G);
+  if (newton_schulz_suffices(distance, unit_roundoff(Q))) {
     auto polished = Q.clone(at::MemoryFormat::Contiguous);
     newton_schulz_(polished, G);
     return polished;
   }
+  if (distance < kNearOrthonormal) return tall_product(Q, cholesky_factors(G).T);
   if (Q.dim() == 2) return orthonormalize(Q);
   std::vector<at::Tensor> each;
   for (const auto& one : Q.unbind()) each.push_back(orthonormalize(one));

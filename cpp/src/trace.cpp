@@ -38,7 +38,8 @@ struct Sketches {
 
   // From the product of A with `width` vectors for the sketch and the probes that follow.
   void add(const LinearOperator& A, const at::Tensor& omega, const at::Tensor& product, int64_t width) {
-    const auto basis = orthonormal_beside(Q, product.narrow(1, 0, width), completed);
+    const auto sketch = product.narrow(1, 0, width);
+    const auto basis = orthonormal_beside(Q, sketch - at::mm(Q, at::mm(Q.mH(), sketch)), completed);
     Q = at::cat({Q, basis}, 1);
     AQ = at::cat({AQ, A.matmat(basis)}, 1);
     G = at::cat({G, omega.narrow(1, width, omega.size(1) - width)}, 1);

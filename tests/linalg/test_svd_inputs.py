@@ -193,6 +193,22 @@ def test_krylov_reaches_ten_digits(dtype):
     assert np.abs(exact(plain.S).real - values[:20]).max() > 1e-6
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.4])
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+def test_krylov_on_one_side_and_on_both(decay, scale):
+    # 0.9^19 = 0.1 is seen by AᴴA; 0.4^19 = 3e-8 is below its rounding.
+    values = decay ** np.arange(300.0)
+    A = with_spectrum(500, 300, values) * scale
+    result = la.randomized_svd(A, 20, method="krylov", seed=0)
+    S, U, V = exact(result.S) / scale, exact(result.U), exact(result.Vh).T
+    assert result.info.converged
+    assert result.info.passes <= 20
+    assert np.abs(S - values[:20]).max() <= rounding(A / scale)
+    # Of both sides, twice the criterion for the rounding of its estimate.
+    for gap in (exact(A) @ V / scale - U * S, exact(A).T @ U / scale - V * S):
+        assert np.linalg.norm(gap, axis=0).max() <= 2e-10
+
+
 def test_krylov_finds_every_copy_of_a_repeated_value():
     # More copies than half of the sketch is wide, and than a narrower block could see.
     values = np.where(np.arange(200) < 20, 1.0, 0.5)

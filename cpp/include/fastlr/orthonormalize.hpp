@@ -14,8 +14,8 @@ namespace fastlr {
 // computing the QR factorization of ill-conditioned matrices", SISC 42 (2020).
 at::Tensor orthonormalize(const at::Tensor& Y);
 
-// Q with columns orthonormal to rounding, from ones that are nearly so, as LAPACK's are: one Newton-Schulz step,
-// 4 m k^2 flops; `orthonormalize` where they are further away. Leading dimensions are a batch.
+// Q with columns orthonormal to rounding, from ones that are nearly so, as LAPACK's are: one Newton-Schulz step or
+// Cholesky QR pass, 4 m k^2 flops; `orthonormalize` where they are further away. Leading dimensions are a batch.
 at::Tensor polish(const at::Tensor& Q);
 
 // A well-conditioned, not quite orthonormal basis of the same span for the inner steps of a subspace

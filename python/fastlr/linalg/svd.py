@@ -64,7 +64,8 @@ def randomized_svd(
         by more than 2 %, at least once and at most 8 times (``info.converged`` says whether that
         was enough); 0 is fast and poor unless the spectrum decays quickly. With `tol`, "auto" is 2
         for every block. For ``method="krylov"``, the blocks beyond the first; "auto" goes on until
-        all residuals ‖A·v − s·u‖ are below 1e-10·S[0] (or 40·√(rank + oversample)·u·S[0]).
+        all residuals ‖A·v − s·u‖ and ‖Aᴴ·u − s·v‖ are below 1e-10·S[0] (or
+        40·√(rank + oversample)·u·S[0]).
     method : {"auto", "subspace", "krylov", "single_pass", "nystrom"}
         "subspace": subspace iteration, or a blocked QB factorization with `tol`. "krylov": a block
         Krylov space with thick restarts, for high relative accuracy. "single_pass" (three sketches)
@@ -118,9 +119,11 @@ def randomized_svd(
     With l = rank + oversample: 2 + 2·power_iters passes over A, each 2·m·n·l flops (four times that
     for complex ones), and O((m + n)·l²) besides; two more where σ_l/σ_1 is below √u, for one more
     step, with orthonormal bases on both sides; one more where A·P has columns that are nearly
-    dependent. With `tol`: 2 + 2·power_iters passes for every block, of a width that grows by half,
-    one for ‖A‖_F and one that checks A. Where l reaches min(m, n) (with `tol`, two thirds of it),
-    one dense SVD is computed instead. The short side of A is sketched, so that A and Aᴴ get the
+    dependent. "krylov" to its residuals: 3 + 2·blocks, and two to four more where S[-1] is below
+    1e-5·S[0] (float64) and orthonormal bases on both sides are needed. With `tol`: 2 +
+    2·power_iters passes for every block, of a width that grows by half, one for ‖A‖_F and one that
+    checks A. Where l reaches min(m, n) (with `tol`, two thirds of it), one dense SVD is computed
+    instead. The short side of A is sketched, so that A and Aᴴ get the
     same factors. Matrices whose squares would leave the floating-point range are multiplied by a
     power of two on the way.
 
