@@ -98,6 +98,45 @@ std::pair<at::Tensor, at::Tensor> rough_ritz_values(const Group& group) {
   return {squares.clamp_min(0).sqrt().flip(-1), at::ones({}, at::kBool)};
 }
 
+// Small vectors as factors of the long ones. In double precision those of float32 are orthonormal enough as LAPACK
+// leaves them.
+at::Tensor leading(const at::Tensor& vectors, int64_t rank, at::ScalarType of) {
+  const auto part = vectors.narrow(-1, 0, rank);
+  return part.scalar_type() == of ? polish(part) : part;
+}
+
+// The SVD of rows = V diag(S) Wᴴ, V = rows X.
+struct RowsSvd {
+  at::Tensor W, X;  // l x rank
+  at::Tensor S;     // all l
+  at::Tensor mask;  // for which matrices rows X is accurate to rounding
+};
+
+// From rows = P R and the SVD of R.
+RowsSvd svd_by_cholesky(const at::Tensor& rows, const at::Tensor& gram, int64_t rank) {
+  const auto factors = cholesky_factors(gram);
+  const auto mask = at::logical_and(factors.valid, factors.amplification <= kMostAmplification);
+  const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), factors.R, 0.0);
+  const auto [right, S, left] = at::linalg_svd(core, /*full_matrices=*/false);
+  const auto type = rows.scalar_type();
+  return {leading(left.mH(), rank, type), at::matmul(factors.T, leading(right, rank, type)), S, mask};
+}
+
+// From the eigenvectors W of the Gram matrix of rows, in twice the precision, at less than half of the cost; nothing
+// where that loses the orthogonality of one of the V = rows W diag(S)^-1 to more than the rounding of rows.
+std::optional<RowsSvd> svd_by_eigenvectors(const at::Tensor& rows, const at::Tensor& gram, int64_t rank) {
+  if (gram.scalar_type() == rows.scalar_type()) return std::nullopt;
+  const auto [squares, vectors] = at::linalg_eigh(gram);
+  const auto S = squares.clamp_min(0).sqrt().flip(-1), kept = S.narrow(-1, 0, rank);
+  const double smallest = std::sqrt(unit_roundoff(gram) / unit_roundoff(rows));
+  if (!(kept.narrow(-1, rank - 1, 1) > smallest * kept.narrow(-1, 0, 1)).all().item<bool>()) return std::nullopt;
+  const auto W = vectors.narrow(-1, vectors.size(-1) - rank, rank).flip(-1), X = W / kept.unsqueeze(-2);
+  // As in cholesky_factors, relative to the lengths of the columns.
+  const auto lengths = at::real(gram.diagonal(0, -2, -1)).sqrt().unsqueeze(-1);
+  const auto amplification = at::linalg_vector_norm(lengths * X, 2, at::IntArrayRef({-2, -1}));
+  return RowsSvd{W, X, S, amplification <= kMostAmplification * std::sqrt(static_cast<double>(rank))};
+}
+
 // A ≈ Q (AᴴQ)ᴴ for Q = orth(Y), Y = A P.
 struct LastStep {
   Triplets factors;
@@ -106,25 +145,17 @@ struct LastStep {
 };
 LastStep triplets_of_step(const at::Tensor& Y, const at::Tensor& Z, int64_t rank) {
   const auto left = cholesky_factors(accurate_gram(Y));
-  const auto rows = at::matmul(Z, left.T.to(Z.scalar_type()));
-  const auto right = cholesky_factors(accurate_gram(rows));
-  const auto accurate = [](const CholeskyFactors& factors) {
-    return at::logical_and(factors.valid, factors.amplification <= kMostAmplification);
-  };
-  const auto mask = at::logical_and(accurate(left), accurate(right));
-  if (!mask.any().item<bool>()) return {{}, {}, mask};
-  // rows = P2 core, core = V' S U'ᴴ. In double precision the small vectors of float32 are orthonormal enough as LAPACK
-  // leaves them.
-  const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), right.R, 0.0);
-  const auto [inner_right, S, inner_left] = at::linalg_svd(core, /*full_matrices=*/false);
-  const auto leading = [&](const at::Tensor& vectors) {
-    const auto part = vectors.narrow(-1, 0, rank);
-    return Z.scalar_type() == part.scalar_type() ? polish(part) : part;
-  };
-  return {Triplets{tall_product(Y, at::matmul(left.T, leading(inner_left.mH()))),
+  const auto accurate = at::logical_and(left.valid, left.amplification <= kMostAmplification);
+  if (!accurate.any().item<bool>()) return {{}, {}, accurate};
+  const auto T = at::where(accurate.unsqueeze(-1).unsqueeze(-1), left.T, 0.0);
+  const auto rows = at::matmul(Z, T.to(Z.scalar_type())), gram = accurate_gram(rows);
+  auto svd = svd_by_eigenvectors(rows, gram, rank);
+  if (!svd) svd = svd_by_cholesky(rows, gram, rank);
+  const auto& [W, X, S, right_mask] = *svd;
+  return {Triplets{tall_product(Y, at::matmul(T, W)),
                    without_noise(S, unit_roundoff(Z)).narrow(-1, 0, rank).to(c10::toRealValueType(Z.scalar_type())),
-                   materialized_adjoint(tall_product(rows, at::matmul(right.T, leading(inner_right))))},
-          S, mask};
+                   materialized_adjoint(tall_product(rows, X))},
+          S, at::logical_and(accurate, right_mask)};
 }
 
 // The last step is that of `last`, in the full precision, where it is not that of the group itself.
