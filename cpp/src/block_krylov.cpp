@@ -70,8 +70,7 @@ std::optional<RandomizedSvd> svd_on_the_short_side(const Operator& A, const SvdO
   // A ≈ (A V) Vᴴ
   const auto adjoint = triplets_of_rows(V, op->matmat(V), options.rank);
   const Triplets factors{materialized_adjoint(adjoint.Vh), adjoint.S, materialized_adjoint(adjoint.U)};
-  const auto probed = residual_probe(probe, factors, options.seed, width);
-  auto result = unscaled(factors, estimate_error(probed), exponent, SvdMethod::krylov);
+  auto result = unscaled(factors, probed_error(probe, factors, options.seed, width), exponent, SvdMethod::krylov);
   result.power_iters = blocks;
   result.converged = converged;
   return result;
@@ -184,8 +183,8 @@ RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t w
       without_noise(values.S, u).narrow(0, 0, options.rank),
       materialized_adjoint(orthonormalize(at::mm(space.V, values.right.narrow(1, 0, options.rank)))),
   };
-  const auto probed = residual_probe(sketch.probe, factors, options.seed, width);
-  auto result = unscaled(factors, estimate_error(probed), sketch.exponent, SvdMethod::krylov);
+  auto result =
+      unscaled(factors, probed_error(sketch.probe, factors, options.seed, width), sketch.exponent, SvdMethod::krylov);
   result.power_iters = blocks;
   result.converged = converged;
   return result;

@@ -32,7 +32,8 @@ double largest_magnitude(const at::Tensor& A) {
   if (A.numel() == 0) return 0.0;
   // The larger part of a complex entry is its magnitude to a factor of sqrt(2), without overflow.
   if (A.is_complex()) return largest_magnitude(at::view_as_real(A.resolve_conj()));
-  const auto [low, high] = at::aminmax(A);
+  // It would copy what is not contiguous.
+  const auto [low, high] = at::aminmax(A.dim() == 2 && A.stride(0) == 1 ? A.t() : A);
   const double least = low.item<double>(), most = high.item<double>();
   if (std::isnan(least) || std::isnan(most)) return std::numeric_limits<double>::quiet_NaN();
   return std::max(std::abs(least), std::abs(most));

@@ -51,22 +51,25 @@ ErrorEstimate estimate_error(const at::Tensor& probed) {
 }
 
 std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed) {
+  const auto norms = at::linalg_vector_norm(probed, 2, at::IntArrayRef(-2), false, double_type(probed)).to(at::kCPU);
+  std::vector<ErrorEstimate> errors;
+  for (const auto& one : norms.unbind()) errors.push_back(error_of_norms(one));
+  return errors;
+}
+
+ErrorEstimate error_of_norms(const at::Tensor& norms) {
   static const double factor = probe_factor(kFailure);
   // Every one of the norms falls below ‖E‖_2 / (a sqrt(2 / pi)) with probability 1 / a at most.
   static const double spectral_factor = std::pow(kFailure, -1.0 / kProbes) * std::sqrt(2 / std::numbers::pi);
-  const auto columns = at::linalg_vector_norm(probed, 2, at::IntArrayRef(-2), false, double_type(probed)).to(at::kCPU);
-  std::vector<ErrorEstimate> errors;
-  for (int64_t i = 0; i < columns.size(0); ++i) {
-    const double* norms = columns.const_data_ptr<double>() + i * columns.size(1);
-    double sum = 0.0, most = 0.0;
-    for (int64_t j = 0; j < columns.size(1); ++j) {
-      sum += norms[j] * norms[j];
-      most = std::max(most, norms[j]);
-    }
-    const double estimate = std::sqrt(sum / static_cast<double>(columns.size(1)));
-    errors.push_back({estimate, factor * estimate, spectral_factor * most, kFailure});
+  const auto columns = norms.contiguous();
+  double sum = 0.0, most = 0.0;
+  for (int64_t j = 0; j < columns.numel(); ++j) {
+    const double norm = columns.const_data_ptr<double>()[j];
+    sum += norm * norm;
+    most = std::max(most, norm);
   }
-  return errors;
+  const double estimate = std::sqrt(sum / static_cast<double>(columns.numel()));
+  return {estimate, factor * estimate, spectral_factor * most, kFailure};
 }
 
 }  // namespace fastlr

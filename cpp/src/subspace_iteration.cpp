@@ -296,7 +296,7 @@ RandomizedSvd without_iterations(const Operator& A, const SvdOptions& options, i
   const auto sketch = sketch_range(A, width, options.seed);
   const auto Q = orthonormalize(sketch.range);
   const auto factors = triplets_of_rows(Q, sketch.A->rmatmat(Q), options.rank);
-  return unscaled(factors, estimate_error(residual_probe(sketch.probe, factors, options.seed, width)), sketch.exponent,
+  return unscaled(factors, probed_error(sketch.probe, factors, options.seed, width), sketch.exponent,
                   SvdMethod::subspace);
 }
 
@@ -312,8 +312,7 @@ at::Tensor with_orthonormal_columns(const at::Tensor& omega, int64_t width) {
 
 RandomizedSvd result_of(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
                         bool converged, const SvdOptions& options, int64_t width) {
-  auto result = unscaled(factors, estimate_error(residual_probe(probe, factors, options.seed, width)), exponent,
-                         SvdMethod::subspace);
+  auto result = unscaled(factors, probed_error(probe, factors, options.seed, width), exponent, SvdMethod::subspace);
   result.power_iters = power_iters;
   result.converged = converged;
   return result;

@@ -51,6 +51,22 @@ at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int6
   return probe.dim() == 2 ? at::addmm(probe, factors.U, right, 1, -1) : at::baddbmm(probe, factors.U, right, 1, -1);
 }
 
+ErrorEstimate probed_error(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
+  const int64_t rows = probe.size(0), height = cached_rows(factors.U.size(1) * probe.element_size());
+  const int64_t shares = row_shares(probe, rows, height);
+  if (shares == 1) return estimate_error(residual_probe(probe, factors, seed, column0));
+  // No m x kProbes matrices in memory beside the probe.
+  const auto omega = gaussian(factors.Vh.size(1), kProbes, seed, column0, factors.Vh.options());
+  const auto right = factors.S.unsqueeze(1) * at::mm(factors.Vh, omega);
+  auto norms = at::zeros({shares, kProbes}, probe.options().dtype(at::kDouble));
+  for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+    const auto error = at::addmm(probe.narrow(0, row0, count), factors.U.narrow(0, row0, count), right, 1, -1);
+    auto sum = norms.select(0, share);
+    sum.hypot_(at::linalg_vector_norm(error, 2, at::IntArrayRef(0), false, double_type(error)));
+  });
+  return error_of_norms(at::linalg_vector_norm(norms, 2, at::IntArrayRef(0)));
+}
+
 RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
   const auto dense = A->to_dense();
   if (!std::isfinite(largest_magnitude(dense))) A->check_finite("randomized_svd");  // names the index in A

@@ -39,6 +39,9 @@ Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t r
 // E * Omega' for E = A - U diag(S) Vh from A * Omega', the columns of Omega' beginning at column0.
 at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0);
 
+// ‖E‖ from it, for one matrix, the squares of whose probe are in range.
+ErrorEstimate probed_error(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0);
+
 // A dense SVD, truncated to `rank`.
 RandomizedSvd dense_svd(const Operator& A, int64_t rank);
 

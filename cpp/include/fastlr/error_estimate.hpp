@@ -42,4 +42,7 @@ ErrorEstimate estimate_error(const at::Tensor& probed);
 // The same for every matrix of a batch, the squares of which are in range.
 std::vector<ErrorEstimate> estimate_errors(const at::Tensor& probed);
 
+// From the norms of the columns of E * Omega, float64 on the CPU.
+ErrorEstimate error_of_norms(const at::Tensor& norms);
+
 }  // namespace fastlr
