@@ -67,7 +67,7 @@ RandomizedSvd one_read_svd(const Operator& A, const SvdOptions& options) {
   auto factors = nystrom_method ? nystrom(sketch, width, rank, left_seed)
                                 : three_sketches(sketch, width, rank, options.seed, left_seed);
   const auto probe = sketch.right.narrow(1, width, kProbes);
-  const auto error = probed_error(probe, factors, options.seed, width);
+  const auto error = estimate_error(residual_probe(probe, factors, options.seed, width));
   auto result = unscaled(std::move(factors), error, 0, options.method);
   result.passes = A->passes() - before;
   return result;

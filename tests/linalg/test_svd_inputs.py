@@ -193,6 +193,16 @@ def test_krylov_reaches_ten_digits(dtype):
     assert np.abs(exact(plain.S).real - values[:20]).max() > 1e-6
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_error_of_a_tall_matrix_at_the_ends_of_the_range(method, scale):
+    # So tall that its error is summed up in blocks of rows.
+    A = la.random_matrix(60_000, 40, seed=0, dtype=torch.float64)
+    one, two = (la.randomized_svd(B, 5, method=method, seed=0).info for B in (A, A * scale))
+    assert two.error / scale == pytest.approx(one.error, rel=1e-9)
+    assert two.spectral_error / scale == pytest.approx(one.spectral_error, rel=1e-9)
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.4])
 @pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
 def test_krylov_on_one_side_and_on_both(decay, scale):
