@@ -178,7 +178,9 @@ at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tens
   if (!gU && !gVh) return without_mean(at::matmul(left, Vh));
 
   const auto V = materialized_adjoint(Vh);
-  auto whole = gU.value_or(at::zeros_like(U)), gV = gVh ? materialized_adjoint(*gVh) : at::zeros_like(V);
+  // In one layout, whatever that of the gradients is, so that it does not show in the last digit.
+  auto whole = gU.value_or(at::zeros_like(U)).contiguous();
+  auto gV = materialized_adjoint(gVh.value_or(at::zeros_like(Vh)).contiguous());
   // Gradients of magnitude one: squares stay in range.
   const auto magnitude = at::maximum(whole.abs().amax({-2, -1}, /*keepdim=*/true), gV.abs().amax({-2, -1}, true));
   const auto unit = at::where(magnitude > 0, magnitude, 1.0);
