@@ -21,18 +21,8 @@
 namespace fastlr {
 namespace {
 
-// Without a given depth: residuals below this fraction of the largest singular value end the iteration, where
-// the type can resolve them.
-constexpr double kResidual = 1e-10;
-// Blocks after which it gives up.
-constexpr int64_t kMostBlocks = 300;
 // Widths of the sketch that a basis may have before it is restarted: on the short side alone, and on both.
 constexpr int64_t kMostWidths = 6, kMostWidthsBeside = 4;
-
-// ‖residual‖ / S[0] of a triplet that has converged.
-double residual_target(const at::Tensor& like, int64_t width) {
-  return std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * unit_roundoff(like));
-}
 
 // ---- on the short side ----
 
@@ -63,17 +53,14 @@ std::optional<RandomizedSvd> svd_on_the_short_side(const Operator& A, const SvdO
     const auto residuals = pairs.residuals.narrow(0, 0, options.rank);
     return !within_reach || at::all(residuals <= target * largest * S.narrow(0, 0, options.rank)).item<bool>();
   };
-  const auto [ritz, blocks, converged] = run(space, kMostBlocks, settled);
+  const auto [ritz, blocks, converged] = run(space, settled);
   if (!within_reach) return std::nullopt;
 
   const auto V = polish(at::mm(space.basis(), ritz.vectors.narrow(1, 0, options.rank)));
   // A ≈ (A V) Vᴴ
   const auto adjoint = triplets_of_rows(V, op->matmat(V), options.rank);
   const Triplets factors{materialized_adjoint(adjoint.Vh), adjoint.S, materialized_adjoint(adjoint.U)};
-  auto result = unscaled(factors, probed_error(probe, factors, options.seed, width), exponent, SvdMethod::krylov);
-  result.power_iters = blocks;
-  result.converged = converged;
-  return result;
+  return probed_result(factors, probe, exponent, blocks, converged, options, width);
 }
 
 // ---- on both sides ----
@@ -183,11 +170,7 @@ RandomizedSvd krylov_svd(const Operator& A, const SvdOptions& options, int64_t w
       without_noise(values.S, u).narrow(0, 0, options.rank),
       materialized_adjoint(orthonormalize(at::mm(space.V, values.right.narrow(1, 0, options.rank)))),
   };
-  auto result =
-      unscaled(factors, probed_error(sketch.probe, factors, options.seed, width), sketch.exponent, SvdMethod::krylov);
-  result.power_iters = blocks;
-  result.converged = converged;
-  return result;
+  return probed_result(factors, sketch.probe, sketch.exponent, blocks, converged, options, width);
 }
 
 }  // namespace fastlr

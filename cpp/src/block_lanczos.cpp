@@ -2,10 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include <fastlr/orthonormalize.hpp>
 
+#include "checks.hpp"
 #include "orthonormal_beside.hpp"
 
 namespace fastlr {
@@ -37,7 +40,9 @@ void BlockLanczos::append(const at::Tensor& Q) {
   coupling_ = at::mm(next_.mH(), remainder);
 }
 
-void BlockLanczos::extend() { append(std::exchange(next_, {})); }
+void BlockLanczos::extend(int64_t blocks) {
+  for (; blocks > 0; --blocks) append(std::exchange(next_, {}));
+}
 
 RitzPairs BlockLanczos::ritz() const {
   const auto [values, vectors] = at::linalg_eigh((T_ + T_.mH()) / 2);
@@ -57,16 +62,15 @@ void BlockLanczos::restart(const RitzPairs& ritz, int64_t kept) {
   extend();
 }
 
-LanczosRun run(BlockLanczos& space, int64_t most_blocks, const std::function<bool(const RitzPairs&)>& settled) {
+double residual_target(const at::Tensor& like, int64_t width) {
+  return std::max(1e-10, 40 * std::sqrt(static_cast<double>(width)) * unit_roundoff(like));
+}
+
+LanczosRun run(BlockLanczos& space, const std::function<bool(const RitzPairs&)>& settled) {
   for (int64_t blocks = 0;; ++blocks) {
-    const bool last = blocks == most_blocks;
-    if (!settled && !last) {
-      space.extend();
-      continue;
-    }
     auto ritz = space.ritz();
-    const bool done = settled && settled(ritz);
-    if (done || last) return {std::move(ritz), blocks, done};
+    const bool done = settled(ritz);
+    if (done || blocks == kMostBlocks) return {std::move(ritz), blocks, done};
     if (space.full()) {
       space.restart(ritz, space.block());
     } else {

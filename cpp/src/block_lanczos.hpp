@@ -29,7 +29,7 @@ class BlockLanczos {
   RitzPairs ritz() const;
 
   bool full() const { return width() + block_ > storage_.size(0); }
-  void extend();
+  void extend(int64_t blocks = 1);
   // Thick restart: the span shrinks to the leading `kept` Ritz vectors, and is extended.
   void restart(const RitzPairs& ritz, int64_t kept);
 
@@ -45,13 +45,20 @@ class BlockLanczos {
   int64_t drawn_ = 0;    // directions where the space was invariant
 };
 
-// Extends, and restarts with as many Ritz vectors as the first block has columns, until `settled` or until there are
-// `most_blocks` blocks beyond the first. Without `settled` these are all kept.
+// Blocks after which a Krylov iteration to a target gives up.
+constexpr int64_t kMostBlocks = 300;
+
+// Residuals below this fraction of the largest value end it: 1e-10, where the type can resolve that for blocks of
+// `width` columns.
+double residual_target(const at::Tensor& like, int64_t width);
+
 struct LanczosRun {
   RitzPairs ritz;
-  int64_t blocks;
+  int64_t blocks;  // beyond the first
   bool settled;
 };
-LanczosRun run(BlockLanczos& space, int64_t most_blocks, const std::function<bool(const RitzPairs&)>& settled);
+
+// Extends, and restarts with as many Ritz vectors as the first block has columns, until `settled` or kMostBlocks.
+LanczosRun run(BlockLanczos& space, const std::function<bool(const RitzPairs&)>& settled);
 
 }  // namespace fastlr

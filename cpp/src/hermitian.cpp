@@ -18,11 +18,6 @@
 namespace fastlr {
 namespace {
 
-// randomized_eigh, as the block Krylov SVD: residuals below this fraction of the largest magnitude end the iteration,
-// where the type can resolve them, and this many blocks do.
-constexpr double kResidual = 1e-10;
-constexpr int64_t kMostBlocks = 300;
-
 int64_t checked_width(const LinearOperator& A, int64_t rank, int64_t oversample, const char* caller) {
   check_square(A, caller);
   const int64_t n = A.rows();
@@ -147,15 +142,15 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
   check_hermitian(sketch.product, omega, caller);
   const auto& op = *sketch.A;
   const double u = unit_roundoff(omega);
-  const double target = std::max(kResidual, 40 * std::sqrt(static_cast<double>(width)) * u);
+  const double target = residual_target(omega, width);
 
   BlockLanczos space([&](const at::Tensor& X) { return op.matmat(X); }, sketch.product.narrow(1, 0, width), most_width);
   const auto settled = [&](const RitzPairs& pairs) {
     const double worst = pairs.residuals.narrow(0, 0, rank).max().item<double>();
     return worst <= target * std::abs(pairs.values[0].item<double>());
   };
-  const auto [ritz, blocks, converged] =
-      to_target ? run(space, kMostBlocks, settled) : run(space, *power_iters, nullptr);
+  if (!to_target) space.extend(*power_iters);
+  const auto [ritz, blocks, converged] = to_target ? run(space, settled) : LanczosRun{space.ritz(), *power_iters, true};
   const auto noise = noise_level(ritz.values.abs(), u);
   Eigenpairs pairs{at::where(ritz.values.abs() > noise, ritz.values, 0.0).narrow(0, 0, rank).contiguous(),
                    orthonormalize(at::mm(space.basis(), ritz.vectors.narrow(1, 0, rank))),
@@ -163,7 +158,7 @@ Eigenpairs randomized_eigh(const Operator& A, int64_t rank, int64_t oversample, 
                    {},
                    0,
                    blocks,
-                   converged || !to_target,
+                   converged,
                    EighMethod::lanczos};
   pairs.error = probed_error(sketch.product.narrow(1, width, kProbes), omega.narrow(1, width, kProbes), pairs.values,
                              pairs.vectors);

@@ -238,7 +238,7 @@ class DenseOperator final : public LinearOperator {
     // Blocks that fit the cache, but not so small that the sum of the results is most of the work.
     const int64_t height = std::max<int64_t>(256, cached_rows(row_bytes)), shares = row_shares(A_, rows(), height);
     const int64_t kept = X.size(1) - wanted.image_from;
-    const bool in_place = wanted.image_from == 0 && before(X).scalar_type() == X.scalar_type();
+    const bool in_place = wanted.image_from == 0 && A_.scalar_type() == X.scalar_type();
     const bool columns_first = !in_place || (A_.stride(0) == 1 && A_.stride(1) != 1);
     const auto image = columns_first ? at::empty({kept, rows()}, options()).t() : at::empty({rows(), kept}, options());
     const auto operand = before(X).t().contiguous();

@@ -71,7 +71,7 @@ NormEstimate spectral_norm(const Operator& A, double rtol, double failure, int64
   const auto in_range = first_product(tall, kNorm, [&](const Operator& op) { return op->matmat(start); });
   BlockLanczos space([&](const at::Tensor& X) { return in_range.A->normal_matmat(X, {X.size(1), X.size(1)}).co; },
                      start, steps * kStarts);
-  for (int64_t step = 1; step < steps; ++step) space.extend();
+  space.extend(steps - 1);
   const double value = std::ldexp(std::sqrt(std::max(first(space.ritz().values), 0.0)), -in_range.exponent);
   return {value,   value * (1 - rounding), value * (1 + rtol) * (1 + rounding),
           failure, A->passes() - before,   NormMethod::lanczos};

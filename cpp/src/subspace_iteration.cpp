@@ -296,8 +296,7 @@ RandomizedSvd without_iterations(const Operator& A, const SvdOptions& options, i
   const auto sketch = sketch_range(A, width, options.seed);
   const auto Q = orthonormalize(sketch.range);
   const auto factors = triplets_of_rows(Q, sketch.A->rmatmat(Q), options.rank);
-  return unscaled(factors, probed_error(sketch.probe, factors, options.seed, width), sketch.exponent,
-                  SvdMethod::subspace);
+  return probed_result(factors, sketch.probe, sketch.exponent, 0, true, options, width);
 }
 
 Group first_step(const Operator& A, const at::Tensor& omega, int64_t width) {
@@ -308,14 +307,6 @@ Group first_step(const Operator& A, const at::Tensor& omega, int64_t width) {
 // Ritz values are those of orthonormal columns.
 at::Tensor with_orthonormal_columns(const at::Tensor& omega, int64_t width) {
   return at::cat({orthonormalize(omega.narrow(1, 0, width)), omega.narrow(1, width, kProbes)}, 1);
-}
-
-RandomizedSvd result_of(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
-                        bool converged, const SvdOptions& options, int64_t width) {
-  auto result = unscaled(factors, probed_error(probe, factors, options.seed, width), exponent, SvdMethod::subspace);
-  result.power_iters = power_iters;
-  result.converged = converged;
-  return result;
 }
 
 // Whether the rounding of a lower precision, some u_low ‖A‖_F / sqrt(m) in a column of AᴴA P of unit length, leaves the
@@ -345,7 +336,7 @@ std::optional<RandomizedSvd> svd_in_lower_precision(const Operator& A, const Svd
   if (iterated.finished.empty()) return std::nullopt;
   const auto& done = iterated.finished.front();
   if (!rounding_is_hidden(done.values, options.rank, done.power_iters, noise)) return std::nullopt;
-  auto result = result_of(done.factors, done.group.probe, 0, done.power_iters, done.converged, options, width);
+  auto result = probed_result(done.factors, done.group.probe, 0, done.power_iters, done.converged, options, width);
   result.lowered = true;
   return result;
 }
@@ -375,11 +366,11 @@ RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t
   auto iterated = iteration.run(std::move(group));
   if (!iterated.finished.empty()) {
     const auto& done = iterated.finished.front();
-    return result_of(done.factors, done.group.probe, exponent, done.power_iters, done.converged, options, width);
+    return probed_result(done.factors, done.group.probe, exponent, done.power_iters, done.converged, options, width);
   }
   const auto& stopped = iterated.stopped.front();
   const auto rest = carry_on(op, stopped, options);
-  return result_of(rest.factors, stopped.group.probe, exponent, rest.power_iters, rest.converged, options, width);
+  return probed_result(rest.factors, stopped.group.probe, exponent, rest.power_iters, rest.converged, options, width);
 }
 
 BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t width) {

@@ -45,26 +45,19 @@ Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t r
   return triplets_of_core(Q, at::mm(rows.mH(), P), P, rank);
 }
 
-at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
+namespace {
+
+// diag(S) Vh Omega'
+at::Tensor approximated_probe(const Triplets& factors, int64_t seed, int64_t column0) {
   const auto omega = gaussian(factors.Vh.size(-1), kProbes, seed, column0, factors.Vh.options());
-  const auto right = factors.S.unsqueeze(-1) * at::matmul(factors.Vh, omega);
-  return probe.dim() == 2 ? at::addmm(probe, factors.U, right, 1, -1) : at::baddbmm(probe, factors.U, right, 1, -1);
+  return factors.S.unsqueeze(-1) * at::matmul(factors.Vh, omega);
 }
 
-ErrorEstimate probed_error(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
-  const int64_t rows = probe.size(0), height = cached_rows(factors.U.size(1) * probe.element_size());
-  const int64_t shares = row_shares(probe, rows, height);
-  if (shares == 1) return estimate_error(residual_probe(probe, factors, seed, column0));
-  // No m x kProbes matrices in memory beside the probe.
-  const auto omega = gaussian(factors.Vh.size(1), kProbes, seed, column0, factors.Vh.options());
-  const auto right = factors.S.unsqueeze(1) * at::mm(factors.Vh, omega);
-  auto norms = at::zeros({shares, kProbes}, probe.options().dtype(at::kDouble));
-  for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {
-    const auto error = at::addmm(probe.narrow(0, row0, count), factors.U.narrow(0, row0, count), right, 1, -1);
-    auto sum = norms.select(0, share);
-    sum.hypot_(at::linalg_vector_norm(error, 2, at::IntArrayRef(0), false, double_type(error)));
-  });
-  return error_of_norms(at::linalg_vector_norm(norms, 2, at::IntArrayRef(0)));
+}  // namespace
+
+at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
+  const auto right = approximated_probe(factors, seed, column0);
+  return probe.dim() == 2 ? at::addmm(probe, factors.U, right, 1, -1) : at::baddbmm(probe, factors.U, right, 1, -1);
 }
 
 RandomizedSvd dense_svd(const Operator& A, int64_t rank) {
@@ -112,6 +105,33 @@ RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdM
           std::move(factors.U),
           scaled(factors.S, -exponent),
           std::move(factors.Vh)};
+}
+
+namespace {
+
+// ‖E‖_F, summed up in blocks of rows: no m x kProbes matrix in memory beside the probe.
+ErrorEstimate probed_error(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0) {
+  const int64_t rows = probe.size(0), height = cached_rows(factors.U.size(1) * probe.element_size());
+  const int64_t shares = row_shares(probe, rows, height);
+  if (shares == 1) return estimate_error(residual_probe(probe, factors, seed, column0));
+  const auto right = approximated_probe(factors, seed, column0);
+  auto norms = at::zeros({shares, kProbes}, probe.options().dtype(at::kDouble));
+  for_row_blocks(rows, height, shares, [&](int64_t share, int64_t row0, int64_t count) {
+    const auto error = at::addmm(probe.narrow(0, row0, count), factors.U.narrow(0, row0, count), right, 1, -1);
+    auto sum = norms.select(0, share);
+    sum.hypot_(at::linalg_vector_norm(error, 2, at::IntArrayRef(0), false, double_type(error)));
+  });
+  return error_of_norms(at::linalg_vector_norm(norms, 2, at::IntArrayRef(0)));
+}
+
+}  // namespace
+
+RandomizedSvd probed_result(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
+                            bool converged, const SvdOptions& options, int64_t width) {
+  auto result = unscaled(factors, probed_error(probe, factors, options.seed, width), exponent, options.method);
+  result.power_iters = power_iters;
+  result.converged = converged;
+  return result;
 }
 
 }  // namespace fastlr

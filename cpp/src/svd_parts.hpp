@@ -39,9 +39,6 @@ Triplets triplets_of_rows(const at::Tensor& Q, const at::Tensor& rows, int64_t r
 // E * Omega' for E = A - U diag(S) Vh from A * Omega', the columns of Omega' beginning at column0.
 at::Tensor residual_probe(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0);
 
-// ‖E‖ from it, for one matrix, the squares of whose probe are in range.
-ErrorEstimate probed_error(const at::Tensor& probe, const Triplets& factors, int64_t seed, int64_t column0);
-
 // A dense SVD, truncated to `rank`.
 RandomizedSvd dense_svd(const Operator& A, int64_t rank);
 
@@ -56,6 +53,10 @@ void store(BatchedSvd& batch, int64_t i, const RandomizedSvd& one);
 
 // A result for A, of the triplets and the error of A * 2^exponent.
 RandomizedSvd unscaled(Triplets factors, ErrorEstimate error, int exponent, SvdMethod method);
+
+// The same for one matrix with its error from `probe`, the squares of which are in range; the method is that asked for.
+RandomizedSvd probed_result(const Triplets& factors, const at::Tensor& probe, int exponent, int64_t power_iters,
+                            bool converged, const SvdOptions& options, int64_t width);
 
 // ---- one file each ----
 RandomizedSvd subspace_svd(const Operator& A, const SvdOptions& options, int64_t width);
