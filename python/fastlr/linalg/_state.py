@@ -108,7 +108,7 @@ class State:
             state = torch.load(path, map_location=device, weights_only=True)
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{cls.__name__}.load: {os.fspath(path)} is no state file, or it is damaged: {error}"
+                f"{cls.__name__}.load: {os.fspath(path)} is no state file or a damaged one: {error}"
             ) from None
         self = cls.__new__(cls)
         self.load_state_dict(state)
