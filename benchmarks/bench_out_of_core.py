@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +66,15 @@ def svd(path: Path) -> Any:
     return la.randomized_svd(mapped, RANK, oversample=WIDTH - RANK, power_iters=1, seed=0)
 
 
-def resident_above_import(path: Path) -> int:
-    """Peak bytes of a process that does nothing else."""
+def resident_of(run: Callable[[Path], Any], path: Path) -> int:
+    """Peak bytes above those of the imports, of a process that does nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_resident, run, path).result()
+
+
+def _resident(run: Callable[[Path], Any], path: Path) -> int:
     before = _peak()
-    svd(path)
+    run(path)
     return _peak() - before
 
 
@@ -81,9 +86,7 @@ def _peak() -> int:
 
 def quality(path: Path) -> Any:
     def columns(result: Any) -> dict[str, Any]:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            resident = process.submit(resident_above_import, path).result()
-        return {"resident": f"{resident / 1e9:.2f} GB", "reads": result.info.passes}
+        return {"resident": f"{resident_of(svd, path) / 1e9:.2f} GB", "reads": result.info.passes}
 
     return columns
 

@@ -20,6 +20,7 @@
 
 #include "hermitian.hpp"
 #include "python_operators.hpp"
+#include "streaming.hpp"
 #include "svd.hpp"
 
 namespace py = pybind11;
@@ -149,4 +150,5 @@ PYBIND11_MODULE(_core, module) {
         return std::make_tuple(r.nodes, r.weights, r.resolution, r.passes);
       },
       py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
+  fastlr::bindings::define_streaming(module);
 }

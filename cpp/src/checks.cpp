@@ -47,10 +47,12 @@ void check_finite(const at::Tensor& A, const char* caller, const char* name) {
                     column, ")");
 }
 
-double unit_roundoff(const at::Tensor& A) {
-  return c10::toRealValueType(A.scalar_type()) == at::kDouble ? std::numeric_limits<double>::epsilon() / 2
-                                                              : std::numeric_limits<float>::epsilon() / 2;
+double unit_roundoff(at::ScalarType type) {
+  return c10::toRealValueType(type) == at::kDouble ? std::numeric_limits<double>::epsilon() / 2
+                                                   : std::numeric_limits<float>::epsilon() / 2;
 }
+
+double unit_roundoff(const at::Tensor& A) { return unit_roundoff(A.scalar_type()); }
 
 at::ScalarType double_type(const at::Tensor& A) { return A.is_complex() ? at::kComplexDouble : at::kDouble; }
 

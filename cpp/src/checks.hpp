@@ -20,7 +20,8 @@ double largest_magnitude(const at::Tensor& A);
 // Raises ValueError with the first non-finite index of A; does nothing where all entries are finite.
 void check_finite(const at::Tensor& A, const char* caller, const char* name = "A");
 
-// Unit roundoff of A's real type, 2^-24 or 2^-53.
+// Unit roundoff of the real type, 2^-24 or 2^-53.
+double unit_roundoff(at::ScalarType type);
 double unit_roundoff(const at::Tensor& A);
 
 // The type of twice the precision, or the same: complex128 or float64.

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -69,3 +70,31 @@ def hutchpp(
 def spectral_density(
     A: Operator, n_vectors: int, steps: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, int]: ...
+
+_Sketch: TypeAlias = tuple[Tensor, Tensor, int]
+_Directions: TypeAlias = tuple[Tensor, int, float, float, int]
+_Streamed: TypeAlias = tuple[Tensor, Tensor, float, float, float, float, float]
+
+def empty_sketch(columns: int, width: int, dtype: torch.dtype, device: torch.device) -> _Sketch: ...
+def one_pass_sketch(
+    rows: Tensor, weights: Tensor | None, row0: int, width: int, seed: int, caller: str
+) -> _Sketch: ...
+def sketches_together(first: _Sketch, weight: float, second: _Sketch) -> _Sketch: ...
+def one_pass_svd(
+    sketch: _Sketch, rank: int, seed: int, seen: int, dtype: torch.dtype
+) -> _Streamed: ...
+def empty_frequent_directions(
+    columns: int, width: int, dtype: torch.dtype, device: torch.device
+) -> _Directions: ...
+def append_frequent_directions(
+    state: _Directions,
+    weight: float,
+    rows: Tensor,
+    weights: Tensor | None,
+    row0: int,
+    caller: str,
+) -> _Directions: ...
+def merge_frequent_directions(
+    first: _Directions, weight: float, second: _Directions
+) -> _Directions: ...
+def frequent_directions_svd(state: _Directions, rank: int, dtype: torch.dtype) -> _Streamed: ...

@@ -1,5 +1,6 @@
 """Ctrl-C stops what is long: between products, between blocks, and while a block is waited for."""
 
+import itertools
 import os
 import signal
 import threading
@@ -61,6 +62,10 @@ def slow_generator(A, **_):
     return la.randomized_svd(rows(), 20)
 
 
+def endless_stream(A, **_):
+    la.streaming_svd(itertools.repeat(A), 3)
+
+
 @pytest.mark.parametrize(
     ("run", "method"),
     [
@@ -70,6 +75,7 @@ def slow_generator(A, **_):
             for method in METHODS
         ),
         (slow_generator, None),
+        (endless_stream, None),
     ],
 )
 def test_ctrl_c_stops(run, method):

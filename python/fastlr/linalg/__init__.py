@@ -24,6 +24,12 @@ from fastlr.linalg.results import (
     SVDResult,
 )
 from fastlr.linalg.sketching import sketch
+from fastlr.linalg.streaming import (
+    StreamingSVD,
+    StreamingSVDInfo,
+    StreamingSVDResult,
+    streaming_svd,
+)
 from fastlr.linalg.svd import randomized_svd
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
 
@@ -44,6 +50,9 @@ __all__ = [
     "SVDResult",
     "SpectralDensity",
     "SpectralEstimate",
+    "StreamingSVD",
+    "StreamingSVDInfo",
+    "StreamingSVDResult",
     "TraceEstimate",
     "TraceInfo",
     "estimate_norm",
@@ -58,4 +67,5 @@ __all__ = [
     "randomized_svd",
     "sketch",
     "spectral_density",
+    "streaming_svd",
 ]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -51,7 +52,7 @@ class Source(Protocol):
 def source_of(A: Any, caller: str) -> Source | None:
     """Describe what is to be read in blocks; None for whatever else A may be."""
     if isinstance(A, str | os.PathLike):
-        return open_path(A, caller)
+        return _directory(Path(A), caller) if os.path.isdir(A) else open_path(A, caller)
     if isinstance(A, np.memmap):
         return behind_memmap(A, caller) if A.ndim == 2 else None
     if _is_dataset(A):
@@ -72,16 +73,20 @@ def operator_of(source: Source, rows: int | None, caller: str) -> _core.Operator
     dtype = computed_dtype(source.dtype, promoted(source), caller, source.name)[1]
 
     def read() -> Iterator[Tensor]:
-        for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
-            tensor = block if isinstance(block, Tensor) else as_tensor(block)
-            if source.dtype == torch.bfloat16:
-                tensor = tensor.view(torch.bfloat16)
-            tensor = tensor.to(dtype)
+        for block in tensors_of(source):
+            tensor = block.to(dtype)
             # The rows are those of the adjoint, not of the transpose.
             yield tensor.conj_physical() if by_columns else tensor
 
     device = source.device or torch.device("cpu")
     return _core.operator_of_blocks(rows, source.shape[1], dtype, device, by_columns, read)
+
+
+def tensors_of(source: Source) -> Iterator[Tensor]:
+    """Read the rows once, ahead where there is something to wait for."""
+    for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
+        tensor = block if isinstance(block, Tensor) else as_tensor(block)
+        yield tensor.view(torch.bfloat16) if source.dtype == torch.bfloat16 else tensor
 
 
 def promoted(source: Source) -> torch.dtype:
@@ -231,6 +236,14 @@ def _stacked(items: Iterable[Any], caller: str) -> _Stacked:
 
     parts = [part(item, f"block {index} of A") for index, item in enumerate(items)]
     return _Stacked(parts, caller)
+
+
+def _directory(path: Path, caller: str) -> _Stacked:
+    """Shards: the `.npy` and `.safetensors` files, in the order of their names."""
+    names = sorted(each for each in path.iterdir() if each.suffix in (".npy", ".safetensors"))
+    if not names:
+        raise ValueError(f"{caller}: {path} is a directory without .npy or .safetensors files")
+    return _stacked(names, caller)
 
 
 class _Iterated:

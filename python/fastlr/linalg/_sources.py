@@ -28,6 +28,11 @@ class Matrix:
         return restored(result, self.dtype, numpy=self.numpy if out is None else out == "numpy")
 
 
+def is_scipy_sparse(A: Any) -> bool:
+    """Whether A is a matrix of SciPy, which can only come from a SciPy that is imported."""
+    return "scipy.sparse" in sys.modules and bool(sys.modules["scipy.sparse"].issparse(A))
+
+
 def can_be_read_again(A: Any) -> bool:
     """Whether A is no iterator, which loses what it has yielded."""
     return not isinstance(A, Iterator)
@@ -39,8 +44,7 @@ def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
         return Matrix(_operator(A), False, A.dtype)
     if isinstance(A, Tensor) and A.layout != torch.strided:
         return _sparse(A, False, caller)
-    # A matrix of SciPy can only come from a SciPy that is imported.
-    if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
+    if is_scipy_sparse(A):
         return _sparse(_from_scipy(A, caller), True, caller)
     if "scipy.sparse.linalg" in sys.modules and isinstance(
         A, sys.modules["scipy.sparse.linalg"].LinearOperator
@@ -71,6 +75,17 @@ def open_operator(A: Any, caller: str) -> Matrix:
     return replace(matrix, data=_core.operator_of_matrix(matrix.data.detach().resolve_conj()))
 
 
+def open_rows(A: Any, caller: str) -> Matrix:
+    """Adapt a block of rows to a tensor, dense or CSR, without gradients."""
+    if isinstance(A, Tensor) and A.layout != torch.strided:
+        matrix = _sparse_tensor(A, False, caller)
+        return replace(matrix, data=matrix.data.to_sparse_csr())
+    if is_scipy_sparse(A):
+        return _sparse_tensor(_from_scipy(A, caller), True, caller)
+    adapted = adapt(A, caller, "rows", complex_=True)
+    return Matrix(adapted.tensor.detach().resolve_conj(), adapted.numpy, adapted.dtype)
+
+
 def _operator(A: LinearOperator) -> _core.Operator:
     return _core.operator_of_functions(*A.shape, A.dtype, A.device, A.matmat, A.rmatmat)
 
@@ -84,6 +99,11 @@ def _blocks(source: Source, read_once: bool, caller: str) -> Matrix:
 
 
 def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
+    matrix = _sparse_tensor(A, numpy, caller)
+    return replace(matrix, data=_core.operator_of_matrix(matrix.data))
+
+
+def _sparse_tensor(A: Tensor, numpy: bool, caller: str) -> Matrix:
     if A.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
         raise TypeError(f"{caller}: a sparse A must be of layout COO, CSR or CSC, got {A.layout}")
     if A.dim() != 2:
@@ -94,7 +114,7 @@ def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
             "A.to_dense()"
         )
     dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, "A")
-    return Matrix(_core.operator_of_matrix(A.detach().to(computed)), numpy, dtype)
+    return Matrix(A.detach().to(computed), numpy, dtype)
 
 
 def _from_scipy(A: Any, caller: str) -> Tensor:

@@ -1,10 +1,10 @@
 """State that grows with the data: it copies, moves between devices, pickles, and saves to files."""
 
 import hashlib
+import io
 import os
-import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,14 +19,14 @@ _CHECKSUM = "sha256"
 class State:
     """Base of the classes that hold a decomposition of data seen so far.
 
-    A subclass names the attributes that make up its state: tensors, lists of tensors and plain
-    numbers. What it does with them is functional: an update that fails leaves them as they were.
+    A subclass names the attributes that make up its state: tensors, plain values, and tuples of
+    them. What it does with them is functional: an update that fails leaves them as they were.
     """
 
     _FIELDS: ClassVar[tuple[str, ...]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole state: tensors (not copied) and plain numbers, with a checksum.
+        """Return a copy of the whole state: tensors and plain values, with a checksum.
 
         ``torch.save`` writes it, and ``torch.load(..., weights_only=True)`` reads it again.
 
@@ -34,7 +34,7 @@ class State:
         -------
         dict
         """
-        state = {name: getattr(self, "_" + name) for name in self._FIELDS}
+        state = {name: _mapped(getattr(self, "_" + name), Tensor.clone) for name in self._FIELDS}
         state["kind"] = type(self).__name__
         state[_CHECKSUM] = _checksum(state)
         return state
@@ -45,7 +45,7 @@ class State:
         Parameters
         ----------
         state : mapping
-            What `state_dict` returned. Its tensors are not copied.
+            What `state_dict` returned. Its tensors are copied.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class State:
         if _checksum(state) != state[_CHECKSUM]:
             raise ValueError(f"{caller}: the state was altered: its checksum does not match")
         for name in self._FIELDS:
-            setattr(self, "_" + name, state[name])
+            setattr(self, "_" + name, _mapped(state[name], Tensor.clone))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, which appears whole or not at all.
@@ -104,12 +104,13 @@ class State:
         OSError
             A file that cannot be read.
         """
+        content = io.BytesIO(Path(path).read_bytes())
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            state = torch.load(content, map_location=device, weights_only=True)
+        except Exception as error:  # damaged bytes fail anywhere in the reading of an archive
             raise ValueError(
                 f"{cls.__name__}.load: {os.fspath(path)} is no state file or a damaged one: {error}"
-            ) from None
+            ) from error
         self = cls.__new__(cls)
         self.load_state_dict(state)
         return self
@@ -126,14 +127,16 @@ class State:
         This object.
         """
         for name in self._FIELDS:
-            setattr(self, "_" + name, _moved(getattr(self, "_" + name), device))
+            value = getattr(self, "_" + name)
+            setattr(self, "_" + name, _mapped(value, lambda tensor: tensor.to(device)))
         return self
 
 
-def _moved(value: Any, device: Any) -> Any:
-    if isinstance(value, list):
-        return [_moved(item, device) for item in value]
-    return value.to(device) if isinstance(value, Tensor) else value
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the tensors in a value."""
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, function) for item in value)
+    return function(value) if isinstance(value, Tensor) else value
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
@@ -146,7 +149,7 @@ def _checksum(state: Mapping[str, Any]) -> str:
 
 def _digest(value: Any, digest: Any) -> None:
     """Feed what a value is, and not only its bytes, to a hash."""
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         digest.update(b"%d" % len(value))
         for item in value:
             _digest(item, digest)

@@ -1,0 +1,17 @@
+// What the streaming algorithms ask of a block of rows.
+#pragma once
+
+#include <functional>
+
+#include <fastlr/streaming_svd.hpp>
+
+namespace fastlr {
+
+// The largest magnitude of an entry; raises ValueError with the first index, counted from row0, that is not finite.
+double finite_magnitude(const RowBlock& block, const char* caller);
+
+// Visits the rows in order, dense, weighted and times 2^exponent, at most `height` at a time.
+using DenseVisitor = std::function<void(const at::Tensor& rows)>;
+void visit_dense(const RowBlock& block, int64_t height, int64_t exponent, const DenseVisitor& visit);
+
+}  // namespace fastlr
