@@ -1,8 +1,8 @@
 """Streaming SVD: 1000 columns in blocks of 1000 rows, rank 20; and a directory of shards.
 
-The floor of the first table is the products of the blocks alone: with the 60 columns of the sketch and
-of the probe and with the image, or the upper triangle of AᵀA. `above optimum` compares ‖A − A Vᵀ V‖_F
-with the best approximation of the rank. The peer sees only some of the rows, its time is scaled.
+The floor of the first tables is the products of the blocks alone: with the 60 columns of the sketch
+and of the probe and with the image, or the upper triangle of AᵀA. `above optimum` compares
+‖A − A Vᵀ V‖_F with the best approximation of the rank. The peer is timed on some of the rows.
 
 The floor of the second is reading the shards, block by block. They leave the cache of the system
 before every run, as far as the system lets go of them.
@@ -123,7 +123,8 @@ def main() -> None:
         rows = session.options.rows
         turns = max(1, rows // (KEPT * BLOCK_ROWS))
         above = errors(blocks)
-        title = f"{turns * KEPT * BLOCK_ROWS:,} × {COLUMNS:,} float32 in blocks of {BLOCK_ROWS}, rank {RANK}"
+        shape = f"{turns * KEPT * BLOCK_ROWS:,} × {COLUMNS:,} float32"
+        title = f"{shape} in blocks of {BLOCK_ROWS}, rank {RANK}"
         session.table(
             title + f", a sketch of {WIDTH} columns",
             [

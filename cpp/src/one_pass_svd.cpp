@@ -41,9 +41,6 @@ OnePassSketch gram_of_rows(const RowBlock& block, int64_t exponent) {
           .add_(at::mm(rows.narrow(1, 0, end).mH(), rows.narrow(1, column, end - column)));
     }
   });
-  // What the tiles on the diagonal have below it is rounding's other choice.
-  const auto strict = sketch.co.triu(1);
-  sketch.co = sketch.co.diagonal().diag_embed() + strict + strict.mH();
   return sketch;
 }
 
@@ -81,7 +78,7 @@ at::Tensor squares_outside(const at::Tensor& squares, const at::Tensor& parts) {
 
 // From the eigenvalues and eigenvectors of AᴴA.
 StreamedSvd svd_of_gram(const OnePassSketch& sketch, int64_t rank, double rounding, at::ScalarType type) {
-  const auto [ascending, vectors] = at::linalg_eigh(sketch.co);
+  const auto [ascending, vectors] = at::linalg_eigh(sketch.co, "U");
   const auto squares = ascending.flip(0).clamp_min(0);
   const int64_t n = squares.size(0);
   const double trace = squares.sum().item<double>(), noise = rounding * trace;
@@ -153,7 +150,7 @@ OnePassSketch one_pass_sketch(const RowBlock& block, int64_t width, int64_t seed
   return sketch;
 }
 
-OnePassSketch together(const OnePassSketch& first, double weight, const OnePassSketch& second) {
+OnePassSketch together(OnePassSketch first, double weight, const OnePassSketch& second) {
   const auto is_zero = [](const OnePassSketch& sketch) { return largest_magnitude(sketch.co) == 0.0; };
   // Of two scales that of the larger rows, beside which the others may vanish.
   int64_t exponent = std::min(first.exponent, second.exponent);
@@ -161,12 +158,15 @@ OnePassSketch together(const OnePassSketch& first, double weight, const OnePassS
     if (is_zero(first)) exponent = second.exponent;
     if (is_zero(second)) exponent = first.exponent;
   }
-  const auto sum = [&](const at::Tensor& one, const at::Tensor& other) {
-    const auto brought = scaled(one, static_cast<int>(2 * (exponent - first.exponent)));
-    return (weight == 1.0 ? brought : brought * (weight * weight)) +
-           scaled(other, static_cast<int>(2 * (exponent - second.exponent)));
+  const auto add = [&](at::Tensor& sum, const at::Tensor& other) {
+    sum = scaled(sum, static_cast<int>(2 * (exponent - first.exponent)));
+    if (weight != 1.0) sum.mul_(weight * weight);
+    sum.add_(scaled(other, static_cast<int>(2 * (exponent - second.exponent))));
   };
-  return {sum(first.co, second.co), sum(first.gram, second.gram), exponent};
+  add(first.co, second.co);
+  add(first.gram, second.gram);
+  first.exponent = exponent;
+  return first;
 }
 
 StreamedSvd one_pass_svd(const OnePassSketch& sketch, int64_t rank, int64_t seed, int64_t seen, at::ScalarType type) {

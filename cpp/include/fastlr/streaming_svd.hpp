@@ -28,7 +28,7 @@ struct StreamedSvd {
 
 // Of A * 2^exponent.
 struct OnePassSketch {
-  at::Tensor co;    // YᴴA, width x n, Omega the Gaussian matrix of the seed; AᴴA itself where width = n
+  at::Tensor co;    // YᴴA, width x n, Omega the Gaussian matrix of the seed; the upper triangle of AᴴA where width = n
   at::Tensor gram;  // of [Y Y'], Y' of the kProbes columns of the Gaussian matrix that follow; empty where width = n
   int64_t exponent = 0;
 };
@@ -39,8 +39,8 @@ OnePassSketch empty_sketch(int64_t columns, int64_t width, const at::TensorOptio
 // That of the block. 4 n width flops a row, n^2 where width = n.
 OnePassSketch one_pass_sketch(const RowBlock& block, int64_t width, int64_t seed, const char* caller);
 
-// That of the rows of both, those of the first times `weight`.
-OnePassSketch together(const OnePassSketch& first, double weight, const OnePassSketch& second);
+// That of the rows of both, those of the first times `weight`; into the memory of the first.
+OnePassSketch together(OnePassSketch first, double weight, const OnePassSketch& second);
 
 // `seen`: how many rows; `type`: in which they were multiplied.
 StreamedSvd one_pass_svd(const OnePassSketch& sketch, int64_t rank, int64_t seed, int64_t seen, at::ScalarType type);
