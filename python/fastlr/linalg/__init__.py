@@ -4,6 +4,12 @@ from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.joint import (
+    JointSVDBounds,
+    MatrixClusters,
+    cluster_matrices,
+    joint_svd_bounds,
+)
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -35,7 +41,9 @@ __all__ = [
     "EstimateInfo",
     "InterpolativeInfo",
     "InterpolativeResult",
+    "JointSVDBounds",
     "LinearOperator",
+    "MatrixClusters",
     "NormEstimate",
     "PCAInfo",
     "RankEstimate",
@@ -46,10 +54,12 @@ __all__ = [
     "SpectralEstimate",
     "TraceEstimate",
     "TraceInfo",
+    "cluster_matrices",
     "estimate_norm",
     "estimate_rank",
     "hutchpp",
     "interpolative",
+    "joint_svd_bounds",
     "nystrom",
     "orthonormalize",
     "pca",
