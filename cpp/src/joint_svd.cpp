@@ -83,7 +83,8 @@ JointFactors joint_factors(at::ArrayRef<at::Tensor> matrices, int64_t width, int
       const auto Vh = randomized_svd(as_operator(unit), options).Vh;
       const auto product = at::mm(unit, materialized_adjoint(Vh));
       image.narrow(1, 0, own).copy_(product);
-      rest = frobenius_norm(at::addmm(unit, product, Vh, 1, -1));
+      const auto left = at::addmm(unit, product, Vh, 1, -1);
+      rest = at::linalg_vector_norm(left, 2, at::IntArrayRef(), false, double_type(left)).item<double>();
     }
     const auto [U, S, Wh] = at::linalg_svd(image, /*full_matrices=*/false);
     const double norm = std::hypot(rest, norm_of(S));
@@ -132,6 +133,8 @@ JointBound parse_joint_bound(std::string_view name) {
 
 namespace {
 
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
 // Two clusters' norms, relative to that of their union.
 struct Shares {
   double norm, a, b;
@@ -145,16 +148,20 @@ struct Shares {
 // Clusters that grow, each called by its first member. All of a cluster is kept relative to its norm.
 class Clusters {
  public:
-  Clusters(const JointFactors& factors, int64_t rank)
-      : norm_(as_vector(factors.norm)), rank_(rank), rounding_(rounding(factors.U.size(2), factors.roundoff)) {}
+  Clusters(const JointFactors& factors, int64_t rank, double tol)
+      : norm_(as_vector(factors.norm)),
+        rank_(rank),
+        tol_(tol),
+        rounding_(rounding(factors.U.size(2), factors.roundoff)) {}
   virtual ~Clusters() = default;
 
-  // Bounds for the union of cluster a and each of the others.
+  // Bounds for the union of cluster a and each of the others; infinite ones may stand for any above limit().
   virtual std::vector<double> predict(int64_t a, const std::vector<int64_t>& others) const = 0;
   // How far a prediction may be above what merge() finds.
   virtual double prediction_error() const { return 0.0; }
-  // Makes a and b one cluster, called a, if the bound for it is `tol` or less.
-  virtual bool merge(int64_t a, int64_t b, double tol) = 0;
+  double limit() const { return tol_ + prediction_error(); }
+  // Makes a and b one cluster, called a, if the bound for it is within the tolerance.
+  virtual bool merge(int64_t a, int64_t b) = 0;
   virtual double bound(int64_t a) const = 0;
   virtual at::Tensor basis(int64_t a) const = 0;
 
@@ -164,14 +171,14 @@ class Clusters {
 
   std::vector<double> norm_;
   int64_t rank_;
-  double rounding_;
+  double tol_, rounding_;
 };
 
 // Truncated factors U diag(S); what a truncation drops is counted with the rest.
 class FactoredClusters final : public Clusters {
  public:
-  FactoredClusters(const JointFactors& factors, int64_t rank)
-      : Clusters(factors, rank),
+  FactoredClusters(const JointFactors& factors, int64_t rank, double tol)
+      : Clusters(factors, rank, tol),
         U_(factors.U.transpose(0, 1).contiguous()),
         S_(factors.S.clone()),
         rest_(as_vector(factors.rest)) {}
@@ -190,14 +197,20 @@ class FactoredClusters final : public Clusters {
     const auto one = real_like(as_tensor(share_a).unsqueeze(1) * S_[a], U_);
     const auto two = real_like(as_tensor(share_b).unsqueeze(1) * S_.index_select(0, index), U_);
     const auto products = at::mm(U_.flatten(1).mH(), U_.select(1, a)).unflatten(0, {U_.size(1), w});
-    auto gram = at::zeros({count, 2 * w, 2 * w}, U_.options());
-    gram.diagonal(0, 1, 2).copy_(at::cat({one, two}, 1).square());
+    const auto cross = two.unsqueeze(2) * products.index_select(0, index.to(U_.device())) * one.unsqueeze(1);
+    const auto squares = at::cat({one, two}, 1).square();
+    const auto kept = worth_trying(squares, cross, bounds);
+    if (kept.empty()) return std::vector<double>(count, kNever);
+
+    const auto chosen = at::tensor(kept, at::kLong).to(U_.device());
+    auto gram = at::zeros({static_cast<int64_t>(kept.size()), 2 * w, 2 * w}, U_.options());
+    gram.diagonal(0, 1, 2).copy_(squares.index_select(0, chosen));
     // Only the lower triangle is read.
-    gram.narrow(1, w, w).narrow(2, 0, w).copy_(two.unsqueeze(2) * products.index_select(0, index.to(U_.device())) *
-                                               one.unsqueeze(1));
+    gram.narrow(1, w, w).narrow(2, 0, w).copy_(cross.index_select(0, chosen));
     const auto tails = as_vector(tails_of(gram));
-    for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = std::hypot(bounds[i], tails[i]);
-    return bounds;
+    std::vector<double> found(count, kNever);
+    for (size_t i = 0; i < kept.size(); ++i) found[kept[i]] = std::hypot(bounds[kept[i]], tails[i]);
+    return found;
   }
 
   // The square root of what rounding does to eigenvalues.
@@ -205,13 +218,13 @@ class FactoredClusters final : public Clusters {
     return 8 * std::sqrt(static_cast<double>(U_.size(2)) * std::numeric_limits<double>::epsilon());
   }
 
-  bool merge(int64_t a, int64_t b, double tol) override {
+  bool merge(int64_t a, int64_t b) override {
     const int64_t w = U_.size(2);
     const auto share = shares(a, b);
     const auto [U, values, Vh] = at::linalg_svd(at::cat({factor(a, share.a), factor(b, share.b)}, 1), false);
     const auto S = values.cpu();
     const double rest = std::hypot(share.a * rest_[a], share.b * rest_[b], tail_of(S, w));
-    if (share.norm > 0 && std::hypot(rest, tail_of(S.narrow(0, 0, w), rank_)) + rounding_ > tol) return false;
+    if (share.norm > 0 && std::hypot(rest, tail_of(S.narrow(0, 0, w), rank_)) + rounding_ > tol_) return false;
     U_.select(1, a).copy_(U.narrow(1, 0, w));
     S_[a].copy_(S.narrow(0, 0, w));
     rest_[a] = rest;
@@ -226,13 +239,30 @@ class FactoredClusters final : public Clusters {
  private:
   at::Tensor factor(int64_t a, double share) const { return U_.select(1, a) * real_like(share * S_[a], U_); }
 
+  // Where a lower bound of what rank_ leaves is within the limit: the leading eigenvalues of a Gram matrix G add up to
+  // sqrt(rank) ‖G‖_F at most.
+  std::vector<int64_t> worth_trying(const at::Tensor& squares, const at::Tensor& cross,
+                                    const std::vector<double>& rest) const {
+    const auto norm = (squares.square().sum(1) + 2 * squared_magnitude(cross).sum(at::IntArrayRef({1, 2}))).sqrt();
+    const auto least = as_vector(squares.sum(1) - std::sqrt(static_cast<double>(rank_)) * norm);
+    std::vector<int64_t> kept;
+    for (size_t i = 0; i < least.size(); ++i)
+      if (rest[i] * rest[i] + least[i] <= limit() * limit()) kept.push_back(static_cast<int64_t>(i));
+    return kept;
+  }
+
   // The norms of all singular values but the leading ones.
   at::Tensor tails_of(const at::Tensor& gram) const {
+    constexpr int64_t grain = 8;
     auto squares = at::empty({gram.size(0), gram.size(1)}, gram.options().dtype(at::kDouble));
+    const auto solve = [&](int64_t begin, int64_t end) {
+      const at::AutoDispatchBelowAutograd guard;
+      squares.narrow(0, begin, end - begin).copy_(at::linalg_eigvalsh(gram.narrow(0, begin, end - begin)));
+    };
     if (gram.is_cpu()) {
-      for_each(gram.size(0), true, [&](int64_t i) { squares[i].copy_(at::linalg_eigvalsh(gram[i])); });
+      at::parallel_for(0, gram.size(0), grain, solve);
     } else {
-      squares.copy_(at::linalg_eigvalsh(gram));
+      solve(0, gram.size(0));
     }
     return squares.narrow(1, 0, gram.size(1) - rank_).clamp_min(0).sum(1).sqrt();
   }
@@ -246,9 +276,9 @@ class FactoredClusters final : public Clusters {
 // there for the bases alone.
 class SpectralClusters final : public Clusters {
  public:
-  SpectralClusters(const JointFactors& factors, int64_t rank)
-      : Clusters(factors, rank),
-        factored_(factors, rank),
+  SpectralClusters(const JointFactors& factors, int64_t rank, double tol)
+      : Clusters(factors, rank, tol),
+        factored_(factors, rank, std::numeric_limits<double>::infinity()),
         w_(factors.S.size(1)),
         S_(as_vector(factors.S)),
         rest_(as_vector(factors.rest)) {}
@@ -265,13 +295,13 @@ class SpectralClusters final : public Clusters {
     return bounds;
   }
 
-  bool merge(int64_t a, int64_t b, double tol) override {
-    if (shares(a, b).norm > 0 && predict(a, {b})[0] > tol) return false;
+  bool merge(int64_t a, int64_t b) override {
+    if (shares(a, b).norm > 0 && predict(a, {b})[0] > tol_) return false;
     std::vector<double> merged(w_);
     rest_[a] = union_of(a, b, [&](int64_t k, double larger) { merged[k] = larger; });
     std::copy(merged.begin(), merged.end(), S_.begin() + a * w_);
     norm_[a] = shares(a, b).norm;
-    factored_.merge(a, b, std::numeric_limits<double>::infinity());
+    factored_.merge(a, b);
     return true;
   }
 
@@ -305,8 +335,8 @@ class SpectralClusters final : public Clusters {
 // What each cluster has outside of each member's basis; the best member's basis is that of its cluster.
 class ProjectedClusters final : public Clusters {
  public:
-  ProjectedClusters(const JointFactors& factors, int64_t rank)
-      : Clusters(factors, rank), U_(factors.U), count_(U_.size(0)), outside_(count_ * count_), members_(count_) {
+  ProjectedClusters(const JointFactors& factors, int64_t rank, double tol)
+      : Clusters(factors, rank, tol), U_(factors.U), count_(U_.size(0)), outside_(count_ * count_), members_(count_) {
     const auto all = (U_ * real_like(factors.S, U_).unsqueeze(1)).transpose(0, 1).flatten(1);
     for (int64_t i = 0; i < count_; ++i) {
       check_interrupt();
@@ -332,9 +362,9 @@ class ProjectedClusters final : public Clusters {
     return bounds;
   }
 
-  bool merge(int64_t a, int64_t b, double tol) override {
+  bool merge(int64_t a, int64_t b) override {
     const auto share = shares(a, b);
-    if (share.norm > 0 && predict(a, {b})[0] > tol) return false;
+    if (share.norm > 0 && predict(a, {b})[0] > tol_) return false;
     for (int64_t i = 0; i < count_; ++i)
       outside_[i * count_ + a] = std::hypot(share.a * outside(i, a), share.b * outside(i, b));
     members_[a].insert(members_[a].end(), members_[b].begin(), members_[b].end());
@@ -358,10 +388,10 @@ class ProjectedClusters final : public Clusters {
   std::vector<std::vector<int64_t>> members_;
 };
 
-std::unique_ptr<Clusters> clusters_by(JointBound bound, const JointFactors& factors, int64_t rank) {
-  if (bound == JointBound::weyl) return std::make_unique<SpectralClusters>(factors, rank);
-  if (bound == JointBound::residual) return std::make_unique<ProjectedClusters>(factors, rank);
-  return std::make_unique<FactoredClusters>(factors, rank);
+std::unique_ptr<Clusters> clusters_by(JointBound bound, const JointFactors& factors, int64_t rank, double tol) {
+  if (bound == JointBound::weyl) return std::make_unique<SpectralClusters>(factors, rank, tol);
+  if (bound == JointBound::residual) return std::make_unique<ProjectedClusters>(factors, rank, tol);
+  return std::make_unique<FactoredClusters>(factors, rank, tol);
 }
 
 // The predictions for all pairs of clusters that are left.
@@ -398,8 +428,6 @@ class Pairs {
   const std::vector<int64_t>& left() const { return left_; }
 
  private:
-  static constexpr double kNever = std::numeric_limits<double>::infinity();
-
   double at(int64_t a, int64_t b) const { return bounds_[a * count_ + b]; }
   void set(int64_t a, const std::vector<int64_t>& others) {
     const auto bounds = clusters_.predict(a, others);
@@ -417,13 +445,13 @@ class Pairs {
 
 MatrixClusters cluster_matrices(const JointFactors& factors, int64_t rank, double tol, JointBound bound) {
   const int64_t count = factors.U.size(0);
-  const auto clusters = clusters_by(bound, factors, rank);
+  const auto clusters = clusters_by(bound, factors, rank, tol);
   Pairs pairs(*clusters, count);
   std::vector<int64_t> owner(count);
   std::iota(owner.begin(), owner.end(), 0);
-  for (auto pair = pairs.best(); pair.bound <= tol + clusters->prediction_error(); pair = pairs.best()) {
+  for (auto pair = pairs.best(); pair.bound <= clusters->limit(); pair = pairs.best()) {
     check_interrupt();
-    if (clusters->merge(pair.a, pair.b, tol)) {
+    if (clusters->merge(pair.a, pair.b)) {
       pairs.merged(pair);
       std::replace(owner.begin(), owner.end(), pair.b, pair.a);
     } else {
