@@ -69,3 +69,11 @@ def hutchpp(
 def spectral_density(
     A: Operator, n_vectors: int, steps: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, int]: ...
+def top_eigenvector(
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    iterate: Callable[[], Iterator[Tensor]],
+    most_heavy: int | None,
+    seed: int,
+) -> tuple[Tensor, float, float, float, float, float, int, int, int, bool]: ...

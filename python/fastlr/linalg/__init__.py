@@ -31,6 +31,11 @@ from fastlr.linalg.results import (
 )
 from fastlr.linalg.sketching import sketch
 from fastlr.linalg.svd import randomized_svd
+from fastlr.linalg.top_eigenvector import (
+    TopEigenvector,
+    TopEigenvectorInfo,
+    top_eigenvector_stream,
+)
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
 
 __all__ = [
@@ -52,6 +57,8 @@ __all__ = [
     "SVDResult",
     "SpectralDensity",
     "SpectralEstimate",
+    "TopEigenvector",
+    "TopEigenvectorInfo",
     "TraceEstimate",
     "TraceInfo",
     "cluster_matrices",
@@ -68,4 +75,5 @@ __all__ = [
     "randomized_svd",
     "sketch",
     "spectral_density",
+    "top_eigenvector_stream",
 ]

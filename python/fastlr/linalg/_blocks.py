@@ -72,16 +72,21 @@ def operator_of(source: Source, rows: int | None, caller: str) -> _core.Operator
     dtype = computed_dtype(source.dtype, promoted(source), caller, source.name)[1]
 
     def read() -> Iterator[Tensor]:
-        for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
-            tensor = block if isinstance(block, Tensor) else as_tensor(block)
-            if source.dtype == torch.bfloat16:
-                tensor = tensor.view(torch.bfloat16)
-            tensor = tensor.to(dtype)
+        for tensor in computed_blocks(source, dtype):
             # The rows are those of the adjoint, not of the transpose.
             yield tensor.conj_physical() if by_columns else tensor
 
     device = source.device or torch.device("cpu")
     return _core.operator_of_blocks(rows, source.shape[1], dtype, device, by_columns, read)
+
+
+def computed_blocks(source: Source, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Read the rows as tensors of the type that is computed in."""
+    for block in source.blocks() if source.in_memory else read_ahead(source.blocks()):
+        tensor = block if isinstance(block, Tensor) else as_tensor(block)
+        if source.dtype == torch.bfloat16:
+            tensor = tensor.view(torch.bfloat16)
+        yield tensor.to(dtype)
 
 
 def promoted(source: Source) -> torch.dtype:
