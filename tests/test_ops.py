@@ -22,6 +22,13 @@ def svd_gradients(m, n, dtype=torch.float64):
     return (A, *factors, *(factor.square() for factor in factors))
 
 
+def joint_factors(count, m, w, dtype=torch.float64):
+    """Orthonormal bases, singular values, and the rest and norm of each matrix."""
+    U = torch.stack([torch.linalg.qr(matrix(m, w + j, dtype))[0][:, :w] for j in range(count)])
+    S = 0.5 ** torch.arange(w, dtype=torch.float64).expand(count, w)
+    return U, S.contiguous(), torch.full((count,), 0.1).double(), 1 + torch.arange(count).double()
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -69,6 +76,28 @@ SAMPLES = {
     ),
     "interpolative": (
         [(matrix(30, 20), 3, 0), (matrix(6, 8, torch.float32), 6, 0), (matrix(8, 6), 6, 0)],
+        False,
+    ),
+    "joint_factors": (
+        [
+            ([matrix(12, 9), matrix(12, 4)], 5, 1, 0, "test"),
+            ([matrix(6, 20, torch.complex64)], 10, 0, 0, "test"),
+        ],
+        False,
+    ),
+    "joint_bounds": (
+        [
+            (*joint_factors(3, 12, 5), 3, 1e-16),
+            (*joint_factors(2, 8, 8, torch.complex128), 8, 1e-16),
+        ],
+        False,
+    ),
+    "cluster_matrices": (
+        [
+            (*joint_factors(4, 12, 5, dtype), 3, 0.5, 1e-16, bound)
+            for bound in ("weyl", "residual", "estimate")
+            for dtype in (torch.float64, torch.complex128)
+        ],
         False,
     ),
 }

@@ -15,6 +15,7 @@
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
 #include <fastlr/spectral_density.hpp>
+#include <fastlr/top_eigenvector.hpp>
 #include <fastlr/trace.hpp>
 #include <torch/csrc/Exceptions.h>
 
@@ -151,4 +152,17 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
   fastlr::bindings::define_streaming(module);
+  module.def(
+      "top_eigenvector",
+      [](int64_t columns, at::ScalarType dtype, at::Device device, py::object iterate,
+         std::optional<int64_t> most_heavy, int64_t seed) {
+        const PythonRowBlocks rows(std::nullopt, columns, options(dtype, device), false, std::move(iterate));
+        const py::gil_scoped_release released;
+        const auto r = most_heavy ? fastlr::random_order_eigenvector(rows, *most_heavy, seed)
+                                  : fastlr::oja_eigenvector(rows, seed);
+        return std::make_tuple(r.vector, r.singular_value, r.std_error, r.residual, r.growth, r.rate, r.rows, r.blocks,
+                               r.heavy, r.complete);
+      },
+      py::arg("columns"), py::arg("dtype"), py::arg("device"), py::arg("iterate"), py::arg("most_heavy"),
+      py::arg("seed"), "From blocks of rows as in operator_of_blocks; most_heavy None: Oja's method.");
 }

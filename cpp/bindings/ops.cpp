@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <fastlr/interpolative.hpp>
+#include <fastlr/joint_svd.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
@@ -83,6 +84,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A
           at::tensor({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)}, at::kDouble)};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,
+                                                                         int64_t power_iters, int64_t seed,
+                                                                         c10::string_view caller) {
+  const WithConjugateViews guard;
+  auto r = fastlr::joint_factors(matrices, width, power_iters, seed, std::string_view(caller.data(), caller.size()));
+  return {r.U, r.S, r.rest, r.norm};
+}
+
+at::Tensor joint_bounds(const at::Tensor& U, const at::Tensor& S, const at::Tensor& rest, const at::Tensor& norm,
+                        int64_t rank, double roundoff) {
+  const WithConjugateViews guard;
+  const auto r = fastlr::joint_bounds({U, S, rest, norm, roundoff}, rank);
+  return at::tensor({r.weyl, r.residual, r.estimate}, at::kDouble);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor& U, const at::Tensor& S,
+                                                                const at::Tensor& rest, const at::Tensor& norm,
+                                                                int64_t rank, double tol, double roundoff,
+                                                                c10::string_view bound) {
+  const WithConjugateViews guard;
+  const auto parsed = fastlr::parse_joint_bound(std::string_view(bound.data(), bound.size()));
+  auto r = fastlr::cluster_matrices({U, S, rest, norm, roundoff}, rank, tol, parsed);
+  return {r.labels, r.errors, r.bases};
+}
+
 void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
@@ -90,6 +116,9 @@ void register_kernels(torch::Library& library) {
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
   library.impl("svd_backward", TORCH_FN(svd_backward));
+  library.impl("joint_factors", TORCH_FN(joint_factors));
+  library.impl("joint_bounds", TORCH_FN(joint_bounds));
+  library.impl("cluster_matrices", TORCH_FN(cluster_matrices));
 }
 
 }  // namespace
@@ -108,6 +137,11 @@ TORCH_LIBRARY(fastlr, library) {
   def("svd_backward(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor? gU, Tensor? gS, Tensor? gVh, bool center) -> "
       "Tensor");
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
+  def("joint_factors(Tensor[] matrices, int width, int power_iters, int seed, str caller) -> "
+      "(Tensor U, Tensor S, Tensor rest, Tensor norm)");
+  def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");
+  def("cluster_matrices(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float tol, float roundoff, str bound) "
+      "-> (Tensor labels, Tensor errors, Tensor bases)");
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }

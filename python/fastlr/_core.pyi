@@ -98,3 +98,11 @@ def merge_frequent_directions(
     first: _Directions, weight: float, second: _Directions
 ) -> _Directions: ...
 def frequent_directions_svd(state: _Directions, rank: int, dtype: torch.dtype) -> _Streamed: ...
+def top_eigenvector(
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    iterate: Callable[[], Iterator[Tensor]],
+    most_heavy: int | None,
+    seed: int,
+) -> tuple[Tensor, float, float, float, float, float, int, int, int, bool]: ...

@@ -96,6 +96,40 @@ def _(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+@torch.library.register_fake("fastlr::joint_factors")
+def _(
+    matrices: list[Tensor], width: int, power_iters: int, seed: int, caller: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like, count = matrices[0], len(matrices)
+    m = like.shape[0]
+    wide = torch.complex128 if like.is_complex() else torch.float64
+    U = like.new_empty((count, m, min(width, m)), dtype=wide)
+    S = torch.empty((count, min(width, m)), dtype=torch.float64, device="cpu")
+    return U, S, S.new_empty(count), S.new_empty(count)
+
+
+@torch.library.register_fake("fastlr::joint_bounds")
+def _(U: Tensor, S: Tensor, rest: Tensor, norm: Tensor, rank: int, roundoff: float) -> Tensor:
+    return torch.empty((3,), dtype=torch.float64, device="cpu")
+
+
+@torch.library.register_fake("fastlr::cluster_matrices")
+def _(
+    U: Tensor,
+    S: Tensor,
+    rest: Tensor,
+    norm: Tensor,
+    rank: int,
+    tol: float,
+    roundoff: float,
+    bound: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    clusters = torch.library.get_ctx().new_dynamic_size()
+    labels = torch.empty((U.shape[0],), dtype=torch.int64, device="cpu")
+    errors = torch.empty((clusters,), dtype=torch.float64, device="cpu")
+    return labels, errors, U.new_empty((clusters, U.shape[1], rank))
+
+
 # X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
@@ -147,3 +181,6 @@ def _not_differentiable(name: str, what: str) -> None:
 _not_differentiable("orthonormalize", "fastlr.linalg.orthonormalize")
 _not_differentiable("interpolative", "fastlr.linalg.interpolative")
 _not_differentiable("svd_backward", "the gradient of fastlr.linalg.randomized_svd")
+_not_differentiable("joint_factors", "fastlr.linalg.joint_svd_bounds or cluster_matrices")
+_not_differentiable("joint_bounds", "fastlr.linalg.joint_svd_bounds")
+_not_differentiable("cluster_matrices", "fastlr.linalg.cluster_matrices")

@@ -4,6 +4,12 @@ from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.interpolation import interpolative
+from fastlr.linalg.joint import (
+    JointSVDBounds,
+    MatrixClusters,
+    cluster_matrices,
+    joint_svd_bounds,
+)
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -31,6 +37,11 @@ from fastlr.linalg.streaming import (
     streaming_svd,
 )
 from fastlr.linalg.svd import randomized_svd
+from fastlr.linalg.top_eigenvector import (
+    TopEigenvector,
+    TopEigenvectorInfo,
+    top_eigenvector_stream,
+)
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
 
 __all__ = [
@@ -41,7 +52,9 @@ __all__ = [
     "EstimateInfo",
     "InterpolativeInfo",
     "InterpolativeResult",
+    "JointSVDBounds",
     "LinearOperator",
+    "MatrixClusters",
     "NormEstimate",
     "PCAInfo",
     "RankEstimate",
@@ -53,12 +66,16 @@ __all__ = [
     "StreamingSVD",
     "StreamingSVDInfo",
     "StreamingSVDResult",
+    "TopEigenvector",
+    "TopEigenvectorInfo",
     "TraceEstimate",
     "TraceInfo",
+    "cluster_matrices",
     "estimate_norm",
     "estimate_rank",
     "hutchpp",
     "interpolative",
+    "joint_svd_bounds",
     "nystrom",
     "orthonormalize",
     "pca",
@@ -68,4 +85,5 @@ __all__ = [
     "sketch",
     "spectral_density",
     "streaming_svd",
+    "top_eigenvector_stream",
 ]
