@@ -18,9 +18,11 @@ constexpr int64_t kGroupBytes = 2 << 20, kAloneBytes = 256 << 10;
 void store(BatchedSvd& batch, int64_t first, BatchedSvd part, bool wide) {
   const int64_t count = part.U.size(0);
   auto U = batch.U.narrow(0, first, count), Vh = batch.Vh.narrow(0, first, count);
-  U.copy_(wide ? materialized_adjoint(part.Vh) : part.U);
-  Vh.copy_(wide ? materialized_adjoint(part.U) : part.Vh);
-  fix_signs(U, Vh);
+  const auto left = wide ? materialized_adjoint(part.Vh) : part.U,
+             right = wide ? materialized_adjoint(part.U) : part.Vh;
+  const auto phases = column_phases(left);
+  at::mul_out(U, left, at::conj_physical(phases));
+  at::mul_out(Vh, right, phases.mT());
   batch.S.narrow(0, first, count).copy_(part.S);
   std::copy(part.outcomes.begin(), part.outcomes.end(), batch.outcomes.begin() + first);
 }

@@ -15,6 +15,7 @@
 #include <fastlr/random.hpp>
 
 #include "first_product.hpp"
+#include "small_matrices.hpp"
 #include "svd_parts.hpp"
 #include "tall.hpp"
 
@@ -81,13 +82,19 @@ struct Iterated {
   std::vector<Stopped> stopped;
 };
 
+// Zeros for matrices on which a factorization has failed.
+at::Tensor zero_unless(const at::Tensor& valid, const at::Tensor& matrices) {
+  if (valid.all().item<bool>()) return matrices;
+  return at::where(valid.unsqueeze(-1).unsqueeze(-1), matrices, 0.0);
+}
+
 // The singular values of QᴴA, Q = orth(A P), from P and Z = AᴴA P alone: PᴴZ = (A P)ᴴ(A P) = RᴴR, AᴴQ = Z R^-1; and
 // whether rounding allows that.
 std::pair<at::Tensor, at::Tensor> ritz_values(const Group& group) {
   const auto wide = double_type(group.Z);
   const auto factors = cholesky_factors(at::matmul(group.P.to(wide).mH(), group.Z.to(wide)));
   const auto valid = at::logical_and(factors.valid, factors.amplification < 1 / unit_roundoff(group.Z));
-  const auto T = at::where(valid.unsqueeze(-1).unsqueeze(-1), factors.T, 0.0);
+  const auto T = zero_unless(valid, factors.T);
   const auto squares = at::linalg_eigvalsh(at::matmul(T.mH(), at::matmul(group.gram, T)));
   return {squares.clamp_min(0).sqrt().flip(-1), valid};
 }
@@ -116,21 +123,21 @@ struct RowsSvd {
 RowsSvd svd_by_cholesky(const at::Tensor& rows, const at::Tensor& gram, int64_t rank) {
   const auto factors = cholesky_factors(gram);
   const auto mask = at::logical_and(factors.valid, factors.amplification <= kMostAmplification);
-  const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), factors.R, 0.0);
-  const auto [right, S, left] = at::linalg_svd(core, /*full_matrices=*/false);
+  const auto core = at::where(mask.unsqueeze(-1).unsqueeze(-1), factors.R, at::eye(gram.size(-1), gram.options()));
+  const auto [left, S, right] = small_svd(core);
   const auto type = rows.scalar_type();
-  return {leading(left.mH(), rank, type), at::matmul(factors.T, leading(right, rank, type)), S, mask};
+  return {leading(right, rank, type), at::matmul(factors.T, leading(left, rank, type)), S, mask};
 }
 
 // From the eigenvectors W of the Gram matrix of rows, in twice the precision, at less than half of the cost; nothing
 // where that loses the orthogonality of one of the V = rows W diag(S)^-1 to more than the rounding of rows.
 std::optional<RowsSvd> svd_by_eigenvectors(const at::Tensor& rows, const at::Tensor& gram, int64_t rank) {
   if (gram.scalar_type() == rows.scalar_type()) return std::nullopt;
-  const auto [squares, vectors] = at::linalg_eigh(gram);
-  const auto S = squares.clamp_min(0).sqrt().flip(-1), kept = S.narrow(-1, 0, rank);
+  const auto [squares, vectors] = small_eigenvectors(gram);
+  const auto S = squares.sqrt(), kept = S.narrow(-1, 0, rank);
   const double smallest = std::sqrt(unit_roundoff(gram) / unit_roundoff(rows));
   if (!(kept.narrow(-1, rank - 1, 1) > smallest * kept.narrow(-1, 0, 1)).all().item<bool>()) return std::nullopt;
-  const auto W = vectors.narrow(-1, vectors.size(-1) - rank, rank).flip(-1), X = W / kept.unsqueeze(-2);
+  const auto W = vectors.narrow(-1, 0, rank), X = W / kept.unsqueeze(-2);
   // As in cholesky_factors, relative to the lengths of the columns.
   const auto lengths = at::real(gram.diagonal(0, -2, -1)).sqrt().unsqueeze(-1);
   const auto amplification = at::linalg_vector_norm(lengths * X, 2, at::IntArrayRef({-2, -1}));
@@ -147,8 +154,8 @@ LastStep triplets_of_step(const at::Tensor& Y, const at::Tensor& Z, int64_t rank
   const auto left = cholesky_factors(accurate_gram(Y));
   const auto accurate = at::logical_and(left.valid, left.amplification <= kMostAmplification);
   if (!accurate.any().item<bool>()) return {{}, {}, accurate};
-  const auto T = at::where(accurate.unsqueeze(-1).unsqueeze(-1), left.T, 0.0);
-  const auto rows = at::matmul(Z, T.to(Z.scalar_type())), gram = accurate_gram(rows);
+  const auto T = zero_unless(accurate, left.T);
+  const auto rows = tall_product(Z, T), gram = accurate_gram(rows);
   auto svd = svd_by_eigenvectors(rows, gram, rank);
   if (!svd) svd = svd_by_cholesky(rows, gram, rank);
   const auto& [W, X, S, right_mask] = *svd;
@@ -172,7 +179,7 @@ class QuickIteration {
         finish(std::move(*active), i, power_iters_.has_value());
         break;
       }
-      active->gram = power_iters_ ? at::matmul(active->Z.mH(), active->Z) : accurate_gram(active->Z);
+      active->gram = power_iters_ ? quick_gram(active->Z) : accurate_gram(active->Z);
       if (!power_iters_) active = without_settled(std::move(*active), i, most);
       if (active) active = advanced(std::move(*active), i, /*to_last=*/i + 1 == most);
     }
@@ -209,7 +216,7 @@ class QuickIteration {
     auto [usable, broken] = partition(std::move(group), factors.valid);
     if (broken) result_.stopped.push_back({std::move(*broken), i, false, false});
     if (!usable) return std::nullopt;
-    const auto T = factors.valid.dim() ? factors.T.index({factors.valid}) : factors.T;
+    const auto T = broken ? factors.T.index({factors.valid}) : factors.T;
     const int64_t width = usable->Z.size(-1);
     usable->P = tall_product(usable->Z, T);
     if (to_last && last_) {
@@ -229,11 +236,11 @@ class QuickIteration {
 
   void finish(Group group, int64_t power_iters, bool converged) {
     auto [factors, values, mask] = triplets_of_step(group.Y, group.Z, rank_);
-    if (mask.dim() > 0 && !mask.all().item<bool>() && mask.any().item<bool>()) {
+    auto [done, broken] = partition(std::move(group), mask);
+    if (done && broken) {
       const auto good = mask.nonzero().squeeze(1);
       factors = {factors.U.index_select(0, good), factors.S.index_select(0, good), factors.Vh.index_select(0, good)};
     }
-    auto [done, broken] = partition(std::move(group), mask);
     if (broken) result_.stopped.push_back({std::move(*broken), power_iters, true, converged});
     if (done) result_.finished.push_back({std::move(*done), std::move(factors), values, power_iters, converged});
   }
@@ -386,9 +393,16 @@ BatchedSvd subspace_svds(const at::Tensor& A, const SvdOptions& options, int64_t
   QuickIteration iteration(rank, options.power_iters, nullptr, {});
   auto iterated = usable ? iteration.run(std::move(*usable)) : Iterated{};
   for (const auto& [done, factors, values, power_iters, converged] : iterated.finished) {
-    result.U.index_copy_(0, done.which, factors.U);
-    result.S.index_copy_(0, done.which, factors.S);
-    result.Vh.index_copy_(0, done.which, factors.Vh);
+    const auto place = [&](at::Tensor& all, const at::Tensor& part) {
+      if (done.which.size(0) == count) {
+        all = part;
+      } else {
+        all.index_copy_(0, done.which, part);
+      }
+    };
+    place(result.U, factors.U);
+    place(result.S, factors.S);
+    place(result.Vh, factors.Vh);
     const auto errors = estimate_errors(residual_probe(done.probe, factors, options.seed, width));
     const auto numbers = done.which.to(at::kCPU);
     for (int64_t i = 0; i < numbers.numel(); ++i)

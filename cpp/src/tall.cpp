@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checks.hpp"
+#include "small_matrices.hpp"
 
 namespace fastlr {
 
@@ -35,12 +36,12 @@ int64_t cached_rows(int64_t bytes_per_row) {
 
 at::Tensor tall_product(const at::Tensor& Y, const at::Tensor& T) {
   const auto factor = T.to(Y.scalar_type());
-  if (Y.dim() > 2) return at::matmul(Y, factor);
+  // In the layout of Y.
+  const bool columns_first = Y.stride(-2) == 1 && Y.stride(-1) != 1;
+  if (Y.dim() > 2) return columns_first ? at::matmul(factor.mT(), Y.mT()).mT() : at::matmul(Y, factor);
   const int64_t rows = Y.size(0), height = cached_rows(Y.size(1) * Y.element_size());
   const int64_t shares = row_shares(Y, rows, height);
   if (shares == 1) return at::mm(Y, factor);
-  // In the layout of Y.
-  const bool columns_first = Y.stride(0) == 1 && Y.stride(1) != 1;
   auto product =
       columns_first ? at::empty({T.size(1), rows}, Y.options()).t() : at::empty({rows, T.size(1)}, Y.options());
   for_row_blocks(rows, height, shares, [&](int64_t, int64_t row0, int64_t count) {
@@ -99,7 +100,13 @@ at::Tensor gram_of_short_sums(const at::Tensor& Y) {
 
 }  // namespace
 
+at::Tensor quick_gram(const at::Tensor& Y) {
+  if (auto G = batched_gram(Y, Y.scalar_type())) return *G;
+  return at::matmul(Y.mH(), Y);
+}
+
 at::Tensor accurate_gram(const at::Tensor& Y) {
+  if (auto G = batched_gram(Y, double_type(Y))) return *G;
   const bool widest = Y.scalar_type() == double_type(Y);
   const int64_t rows = Y.size(-2), columns = Y.size(-1), height = cached_rows(2 * columns * Y.element_size());
   at::Tensor G;
@@ -128,6 +135,8 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
 }
 
 CholeskyFactors cholesky_factors(const at::Tensor& G, double shift) {
+  if (shift == 0)
+    if (auto factors = batched_cholesky(G)) return *factors;
   const auto norms = at::real(G.diagonal(0, -2, -1)).clamp_min(0).sqrt();
   const auto scale = at::where(norms > 0, norms, 1.0);
   auto unit = G / (scale.unsqueeze(-1) * scale.unsqueeze(-2));

@@ -28,6 +28,9 @@ at::Tensor tall_product(const at::Tensor& Y, const at::Tensor& T);
 // Y <- Y + Y C
 void tall_add_product_(at::Tensor& Y, const at::Tensor& C);
 
+// YᴴY in the precision of Y.
+at::Tensor quick_gram(const at::Tensor& Y);
+
 // YᴴY in double precision, free of the bias that long sums of equal signs gather in a product (a column of m ones
 // is off by up to m u / 4): float32 is accumulated in float64; float64 in short sums, and the diagonal, whose terms are
 // all positive, pairwise.

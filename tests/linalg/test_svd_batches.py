@@ -58,6 +58,38 @@ def test_every_matrix_of_a_mixed_batch_is_that_of_the_loop(wide, dtype, power_it
             assert error == pytest.approx(one.info.error, rel=1e-2, abs=bound)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("count", "shape", "rank"),
+    [
+        (9, (300, 40), 1),  # rows in several blocks, the last one short
+        (2, (61, 47), 7),  # fewer matrices than lanes, odd sizes
+        (17, (100, 90), 18),  # width 28, the most for eigenvectors by rotations
+        (10, (90, 100), 19),
+        (9, (100, 90), 30),  # width 40, the most for singular vectors by rotations
+        (9, (100, 90), 31),
+        (9, (100, 90), 38),  # width 48, the most for products
+        (9, (100, 90), 39),
+    ],
+)
+def test_batches_of_all_widths_are_the_loop(count, shape, rank, dtype):
+    m, n = shape
+    spectrum = 1 / (1 + np.arange(min(m, n)))
+    batch = torch.stack([with_spectrum(m, n, spectrum, dtype, seed=i) for i in range(count + 1)])
+    result = la.randomized_svd(batch, rank, power_iters=2, seed=1)
+    for i, A in enumerate(batch):
+        one = la.randomized_svd(A, rank, power_iters=2, seed=1)
+        # The same draws, sums in another order: 40·√n·u of ‖A‖_F, as above.
+        bound = 40 * math.sqrt(n) * unit_roundoff(A) * float(A.norm())
+        assert float((result.S[i] - one.S).abs().max()) <= bound
+        assert orthonormality_error(result.U[i]) <= 10
+        assert orthonormality_error(result.Vh[i].mT) <= 10
+        # The vectors differ by rounding over gaps: compare what they make up.
+        product = (result.U[i] * result.S[i]) @ result.Vh[i]
+        expected = (one.U * one.S) @ one.Vh
+        assert float((product - expected).norm()) <= 10 * bound * rank
+
+
 def test_a_matrix_that_settles_is_not_iterated_with_the_others():
     """Ritz values of a quick decay settle before those of a slow one."""
     quick = with_spectrum(M, N, 0.5 ** np.arange(N))
