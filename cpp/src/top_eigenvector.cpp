@@ -61,7 +61,7 @@ class ScaledRows {
       largest_ = magnitude;
       const int exponent = scale_exponent(magnitude);
       if (!begun_) {
-        exponent_ = exponent;
+        exponent_ = std::abs(exponent) <= kSlack ? 0 : exponent;
         begun_ = true;
       } else if (exponent_ - exponent > kSlack) {
         // Squares of what came before are smaller: at worst they are nothing beside these.
@@ -121,9 +121,16 @@ class RandomOrder {
   void add(const at::Tensor& rows) {
     const auto energies = row_energies(rows);
     total_ += energies.sum().item<double>();
-    heavy_ = at::cat({heavy_, rows});
-    energies_ = at::cat({energies_, energies});
-    multiply(release_light());
+    const auto large = energies >= threshold();
+    if (light_rows_ == 0 || large.all().item<bool>()) {
+      keep(rows, energies);
+    } else if (large.any().item<bool>()) {
+      keep(rows.index({large}), energies.index({large}));
+      multiply(rows.index({large.logical_not()}), energies.index({large.logical_not()}));
+    } else {
+      multiply(rows, energies);
+    }
+    release();
     if (block_ > 0 && block_ >= before_ && in_block_ >= kLeastRows) step();
   }
 
@@ -161,26 +168,25 @@ class RandomOrder {
 
   int64_t count_heavy() const { return (energies_ >= threshold()).sum().item<int64_t>(); }
 
-  // Takes the rows that need not be kept out of those that are, once there are more of them than may be kept. What is
-  // light goes at once: a large row that waits would change what later blocks are a sample of.
-  at::Tensor release_light() {
+  void keep(const at::Tensor& rows, const at::Tensor& energies) {
+    heavy_ = at::cat({heavy_, rows});
+    energies_ = at::cat({energies_, energies});
+  }
+
+  // Multiplies the rows that need no longer be kept, once there have been more than may be. What is light goes at once:
+  // a large row that waits would change what later blocks are a sample of.
+  void release() {
     if (light_rows_ == 0) {
-      if (heavy_.size(0) <= most_heavy_) return heavy_.narrow(0, 0, 0);
+      if (heavy_.size(0) <= most_heavy_) return;
       begin();
     }
+    const int64_t all = heavy_.size(0), count = std::min(count_heavy(), most_heavy_);
+    if (count == all) return;
     const auto order = energies_.argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true);
-    const int64_t count = std::min(count_heavy(), most_heavy_);
-    const auto kept = order.narrow(0, 0, count), released = order.narrow(0, count, order.size(0) - count);
-    const auto light = heavy_.index_select(0, released), energies = energies_.index_select(0, released);
-    if (light.size(0) > 0) largest_light_ = std::max(largest_light_, energies.max().item<double>());
-    const double energy = energies.sum().item<double>();
-    light_ += energy;
-    block_ += energy;
-    in_block_ += light.size(0);
-    light_rows_ += light.size(0);
+    const auto kept = order.narrow(0, 0, count), released = order.narrow(0, count, all - count);
+    multiply(heavy_.index_select(0, released), energies_.index_select(0, released));
     heavy_ = heavy_.index_select(0, kept);
     energies_ = energies_.index_select(0, kept);
-    return light;
   }
 
   // The leading vector of the first rows, and a tenth of the random one for what they do not show.
@@ -198,8 +204,13 @@ class RandomOrder {
     return {at::conj_physical(Vh[0]), S[0].item<double>()};
   }
 
-  void multiply(const at::Tensor& rows) {
-    if (rows.size(0) == 0) return;
+  void multiply(const at::Tensor& rows, const at::Tensor& energies) {
+    const double energy = energies.sum().item<double>();
+    largest_light_ = std::max(largest_light_, energies.max().item<double>());
+    light_ += energy;
+    block_ += energy;
+    in_block_ += rows.size(0);
+    light_rows_ += rows.size(0);
     const auto along = at::mv(rows, v_);
     product_ += at::mv(rows.mH(), along);
     const auto squares = squared_magnitude(along);
@@ -367,7 +378,7 @@ TopEigenvector run(Algorithm algorithm, const RowBlocks& rows, int64_t height) {
 }  // namespace
 
 TopEigenvector random_order_eigenvector(const RowBlocks& rows, int64_t most_heavy, int64_t seed) {
-  constexpr int64_t height = 128;
+  constexpr int64_t height = 512;
   return run(RandomOrder(random_start(rows, seed), most_heavy), rows, height);
 }
 

@@ -145,7 +145,7 @@ def top_eigenvector_stream(
     which a block may have any share, are kept, the `heavy_rows` largest ones, and added to every
     product. For a constant R the correlation with the eigenvector is 1 − O(1/√R) or better, which
     no method has for adversarial orders in that memory. Up to `heavy_rows` rows are all kept, and
-    the answer is exact. 4·n flops a row, n·(heavy_rows + 128) numbers.
+    the answer is exact. 4·n flops a row, n·(heavy_rows + 512) numbers.
 
     "oja" runs v ← v + η·aᴴ·(a·v) for all rates η = 2^j between ‖A‖_F²/16 and what n·log n asks
     for, inverted, as ‖A‖_F grows, and takes the slowest of those whose vector has grown by
