@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -105,8 +106,9 @@ class State:
             A file that cannot be read.
         """
         try:
+            _check_archive(path)
             state = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{cls.__name__}.load: {os.fspath(path)} is no state file or a damaged one: {error}"
             ) from None
@@ -128,6 +130,14 @@ class State:
         for name in self._FIELDS:
             setattr(self, "_" + name, _moved(getattr(self, "_" + name), device))
         return self
+
+
+def _check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise where torch.load would stumble over a part of a file in one of many ways."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
 
 
 def _moved(value: Any, device: Any) -> Any:
