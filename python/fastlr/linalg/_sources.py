@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,29 @@ def open_operator(A: Any, caller: str) -> Matrix:
             f"{caller}: A must be one matrix and no batch, got shape {tuple(matrix.data.shape)}"
         )
     return replace(matrix, data=_core.operator_of_matrix(matrix.data.detach().resolve_conj()))
+
+
+def open_block(A: Any, caller: str, name: str, *, axis: int) -> Matrix:
+    """Adapt some rows (axis 0) or columns of a matrix, or a vector as one of them.
+
+    Sparse ones become tensors of layout CSR.
+    """
+    if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
+        block = _from_scipy(A, caller)
+        dtype, computed = computed_dtype(block.dtype, torch.float64, caller, name)
+        return Matrix(block.to(computed), True, dtype)
+    if isinstance(A, Tensor) and A.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        if A.dim() != 2:
+            raise ValueError(
+                f"{caller}: a sparse {name} must have 2 dimensions, got shape {tuple(A.shape)}"
+            )
+        dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, name)
+        return Matrix(A.detach().to_sparse_csr().to(computed), False, dtype)
+    array = A if isinstance(A, Tensor) else np.asarray(A)
+    if array.ndim == 1:
+        array = array[None, :] if axis == 0 else array[:, None]
+    adapted = adapt(array, caller, name, complex_=True)
+    return Matrix(adapted.tensor.detach(), adapted.numpy, adapted.dtype)
 
 
 def _operator(A: LinearOperator) -> _core.Operator:
