@@ -58,11 +58,11 @@ Split split(const at::Tensor& S, int64_t most, double budget, double noise) {
 
 double noise_of(const at::Tensor& S, double u) { return S.numel() > 0 ? noise_level(S, u).item<double>() : 0.0; }
 
-// [core rightᴴ; rows], (l + c) x n and of norm one or so.
+// [core rightᴴ; rows], (l + c) x n, its squares in range.
 struct Stack {
   at::Tensor core, right, rows;
   int64_t most;
-  double budget;
+  double budget, norm;
 
   int64_t height() const { return core.size(0) + rows.size(0); }
   double u() const { return unit_roundoff(rows); }
@@ -74,10 +74,16 @@ struct Kept {
   double dropped;
 };
 
+// YᴴY, in double precision.
+at::Tensor gram(const at::Tensor& Y) {
+  const auto wide = Y.to(double_type(Y));
+  return at::mm(wide.mH(), wide);
+}
+
 // A `right` that has drifted becomes orthonormal again, and what it was is absorbed by the core; false where it is too
 // far away.
 bool reorthogonalize(Kept& kept) {
-  const auto G = accurate_gram(kept.right);
+  const auto G = gram(kept.right);
   const int64_t k = G.size(0);
   const double distance = frobenius_norm(G - at::eye(k, G.options()));
   if (distance <= kDrift * std::sqrt(static_cast<double>(k)) * unit_roundoff(kept.right)) return true;
@@ -91,11 +97,10 @@ bool reorthogonalize(Kept& kept) {
 // M Mᴴ in double precision. A `right` of less is not orthonormal to that precision: what it is counts.
 at::Tensor gram(const Stack& M) {
   const int64_t l = M.core.size(0), c = M.rows.size(0);
-  const auto type = M.core.scalar_type();
-  const bool widest = M.rows.scalar_type() == type;
-  const auto rows = M.rows.to(type);
-  const auto core_right = widest ? M.core : at::mm(M.core, accurate_gram(M.right));
-  const auto cross = at::mm(at::mm(rows, M.right.to(type)), M.core.mH());
+  const auto rows = M.rows.to(double_type(M.rows)), right = M.right.to(double_type(M.rows));
+  const bool widest = M.rows.scalar_type() == double_type(M.rows);
+  const auto core_right = widest ? M.core : at::mm(M.core, gram(right));
+  const auto cross = at::mm(at::mm(rows, right), M.core.mH());
   auto G = at::empty({l + c, l + c}, M.core.options());
   G.narrow(0, 0, l).narrow(1, 0, l).copy_(at::mm(core_right, M.core.mH()));
   G.narrow(0, l, c).narrow(1, 0, l).copy_(cross);
@@ -137,8 +142,8 @@ Coordinates coordinates(const Stack& M) {
   if (M.height() >= M.rows.size(1)) return {at::cat({at::mm(M.core, wide(M.right).mH()), wide(M.rows)}), {}};
   const auto along = at::mm(M.rows, M.right);
   const auto rest = at::addmm(M.rows, along, M.right.mH(), 1, -1);
-  // Of norm one as M is, a rest below this is rounding.
-  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u())
+  // A rest below this is rounding.
+  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u() * M.norm)
     return {at::cat({M.core, wide(along)}), M.right};
   int64_t drawn = 0;
   const auto beside = orthonormal_beside(M.right, rest.mH().resolve_conj(), drawn);
@@ -167,11 +172,15 @@ AppendedRows append_rows(const at::Tensor& core, const at::Tensor& right, const 
                          const Truncation& truncation, ErrorBound error) {
   check_matrix(rows, "append_rows", "rows");
   const double norm = std::hypot(frobenius_norm(core), frobenius_norm(rows));
-  const int exponent = scale_exponent(norm);
+  const int exponent = squares_in_range(rows, norm) ? 0 : scale_exponent(norm);
   const int64_t height = core.size(0) + rows.size(0);
   error.rounding = std::hypot(error.rounding, step_rounding(height, norm, unit_roundoff(rows)));
-  const Stack M{scaled(core, exponent), right, scaled(rows, exponent), truncation.most,
-                std::ldexp(budget(error, truncation.tol, norm), exponent)};
+  const Stack M{scaled(core, exponent),
+                right,
+                scaled(rows, exponent),
+                truncation.most,
+                std::ldexp(budget(error, truncation.tol, norm), exponent),
+                std::ldexp(norm, exponent)};
 
   std::optional<Kept> kept;
   if (height < rows.size(1)) kept = by_gram(M);

@@ -168,11 +168,13 @@ class IncrementalSVD(State):
     ((500, 80), tensor(True))
     """
 
+    _core: Tensor
+
     _FACTORS: ClassVar[tuple[str, ...]] = tuple(_Factors.__dataclass_fields__)
     _FIELDS = (
         *("rank", "tol", "oversample", "buffer", "decay", "dtype", "numpy"),
         *_FACTORS,
-        *("waiting", "waiting_count", "waiting_axis"),
+        *("shape", "waiting", "waiting_count", "waiting_axis"),
     )
 
     def __init__(
@@ -205,6 +207,7 @@ class IncrementalSVD(State):
         self._numpy = False
         nothing = torch.empty(0, 0, dtype=torch.float64)
         self._factors = _Factors([nothing], nothing, [nothing])
+        self._shape = (0, 0)
         self._waiting: list[Tensor] = []  # rows that are not worked in, or rows of the adjoint
         self._waiting_count = 0
         self._waiting_axis = 0
@@ -212,9 +215,7 @@ class IncrementalSVD(State):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the matrix so far: (0, 0) before the first block."""
-        m, n = self._factors.shape
-        waiting = self._waiting_count
-        return (m, n + waiting) if self._waiting_axis else (m + waiting, n)
+        return self._shape
 
     @property
     def error_bound(self) -> float:
@@ -426,35 +427,44 @@ class IncrementalSVD(State):
     def _append(self, block: Any, axis: int, caller: str, name: str) -> None:
         matrix = open_block(block, caller, name, axis=axis)
         lines = _lines(matrix.data, axis)
-        if self._dtype is None:
-            dtype, numpy, factors = matrix.dtype, matrix.numpy, _empty(lines, axis)
-            shape = factors.shape
+        opened = self._dtype is not None
+        if opened:
+            self._check_fit(matrix.dtype, lines, axis, caller, name)
+            lines = lines.to(self._core.device)
+        _check_finite(lines, self._shape[axis], axis, caller, name)
+        height, width = lines.shape
+        if opened and axis == self._waiting_axis and self._waiting_count + height < self._buffer:
+            self._waiting = [*self._waiting, _dense(lines).clone()]
+            self._waiting_count += height
         else:
-            dtype, numpy, factors = self._dtype, self._numpy, self._factors
-            shape = self.shape
-            lines = lines.to(factors.core.device)
-        _check_agreement(matrix.dtype, dtype, caller, name)
-        width, kind = shape[1 - axis], ("rows", "columns")[1 - axis]
-        if lines.shape[1] != width:
-            raise ValueError(f"{caller}: {name} must have {width} {kind}, got {lines.shape[1]}")
-        _check_finite(lines, shape[axis], axis, caller, name)
+            self._work_in(self._factors if opened else _empty(lines, axis), lines, axis)
+        if not opened:
+            self._dtype, self._numpy = matrix.dtype, matrix.numpy
+        height += self._shape[axis]
+        self._shape = (height, width) if axis == 0 else (width, height)
 
+    def _check_fit(
+        self, dtype: torch.dtype, lines: Tensor, axis: int, caller: str, name: str
+    ) -> None:
+        _check_dtype(dtype, self._dtype, caller, name)
+        width = self._shape[1 - axis]
+        if lines.shape[1] != width:
+            kind = ("columns", "rows")[axis]
+            raise ValueError(f"{caller}: {name} must have {width} {kind}, got {lines.shape[1]}")
+
+    def _work_in(self, factors: _Factors, lines: Tensor, axis: int) -> None:
+        """Append as many whole buffers as there are; what is left waits."""
         waiting, count = self._waiting, self._waiting_count
         if axis != self._waiting_axis:
             factors, waiting, count = self._worked_in(factors), [], 0
-        first, height = 0, lines.shape[0]
-        while count + height - first >= self._buffer:
+        first = 0
+        while count + len(lines) - first >= self._buffer:
             stop = first + self._buffer - count
             rows = torch.cat([*waiting, _dense(lines, first, stop)])
             factors, waiting, count, first = self._grown(factors, rows, axis), [], 0, stop
-        if first < height:
-            waiting = [*waiting, _dense(lines, first, height).clone()]
-        self._dtype, self._numpy, self._factors = dtype, numpy, factors
-        self._waiting, self._waiting_count, self._waiting_axis = (
-            waiting,
-            count + height - first,
-            axis,
-        )
+        self._factors = factors
+        self._waiting = [*waiting, _dense(lines, first, len(lines)).clone()]
+        self._waiting_count, self._waiting_axis = count + len(lines) - first, axis
 
     def _grown(self, factors: _Factors, rows: Tensor, axis: int) -> _Factors:
         if axis == 1:
@@ -467,7 +477,7 @@ class IncrementalSVD(State):
 
     def _worked_in(self, factors: _Factors) -> _Factors:
         """What `factors` are with the rows that wait."""
-        if not self._waiting:
+        if self._waiting_count == 0:
             return factors
         return self._grown(factors, torch.cat(self._waiting), self._waiting_axis)
 
@@ -479,7 +489,7 @@ class IncrementalSVD(State):
 
     def _replace(self, factors: _Factors) -> None:
         """Take over factors of the whole matrix."""
-        self._factors = factors
+        self._factors, self._shape = factors, factors.shape
         self._waiting, self._waiting_count = [], 0
 
     def _remove(self, indices: Any, axis: int, caller: str) -> None:
@@ -492,7 +502,7 @@ class IncrementalSVD(State):
 
     def _vector(self, vector: Any, length: int, caller: str, name: str) -> Tensor:
         matrix = open_block(vector, caller, name, axis=0)
-        _check_agreement(matrix.dtype, self._dtype, caller, name)
+        _check_dtype(matrix.dtype, self._dtype, caller, name)
         if matrix.data.shape != (1, length):
             shape = tuple(np.shape(vector))
             raise ValueError(f"{caller}: {name} must have shape ({length},), got {shape}")
@@ -554,8 +564,10 @@ def _lines(block: Tensor, axis: int) -> Tensor:
     )
 
 
-def _dense(lines: Tensor, first: int, stop: int) -> Tensor:
-    """Some of the rows, contiguous."""
+def _dense(lines: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
+    """Some of the rows, or all, contiguous."""
+    if stop is None:
+        return lines.to_dense().resolve_conj().contiguous()
     if lines.layout == torch.strided:
         return lines[first:stop].resolve_conj().contiguous()
     ends = lines.crow_indices()[first : stop + 1]
@@ -564,7 +576,7 @@ def _dense(lines: Tensor, first: int, stop: int) -> Tensor:
         ends - ends[0],
         lines.col_indices()[entries],
         lines.values()[entries],
-        size=(stop - first, lines.shape[1]),
+        size=(len(ends) - 1, lines.shape[1]),
         check_invariants=False,
     ).to_dense()
 
@@ -607,9 +619,7 @@ def _at_least(value: Any, least: int, caller: str, name: str) -> int:
     return number
 
 
-def _check_agreement(
-    dtype: torch.dtype, expected: torch.dtype | None, caller: str, name: str
-) -> None:
+def _check_dtype(dtype: torch.dtype, expected: torch.dtype | None, caller: str, name: str) -> None:
     if dtype != expected:
         raise TypeError(
             f"{caller}: {name} must have the dtype of what came before, {expected}, got {dtype}"
