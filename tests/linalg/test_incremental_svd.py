@@ -53,7 +53,7 @@ def fed(A, *args, height=7, **kwargs):
 
 
 def assert_within_bound(A, result):
-    """The bound holds, for the matrix and for each singular value, and the factors are orthonormal."""
+    """The bound holds, for the matrix and its singular values; the factors are orthonormal."""
     error = residual(A, result)
     assert error <= result.info.error
     difference = singular_values(A)[: len(result.S)] - exact(result.S)
@@ -688,7 +688,7 @@ def test_scales(dtype, scale):
         return exact(result.S) / power, result.info.error / power, result
 
     (S, error, _), (scaled, scaled_error, result) = run(1.0), run(scale)
-    # Rounding is of the same size, but not the same: a power of two may round where squares would not.
+    # Not the same bits: sums are scaled where squares would leave the range.
     np.testing.assert_allclose(scaled, S, rtol=1e2 * unit_roundoff(result.U))
     assert scaled_error == pytest.approx(error, rel=1e-3)
     assert orthonormality_error(result.U) <= 10

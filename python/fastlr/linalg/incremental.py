@@ -36,8 +36,8 @@ class _Factors:
     left: list[Tensor]
     core: Tensor  # in double precision
     right: list[Tensor]
-    # ‖A − left·core·rightᴴ‖_F ≤ settled + running + rounding. The errors in `running` are orthogonal
-    # to `left` for axis 0, to `right` for axis 1: squares of further ones of their kind add up.
+    # ‖A − left·core·rightᴴ‖_F ≤ settled + running + rounding. The errors in `running` are
+    # orthogonal to `left` for axis 0, to `right` for axis 1: squares of further ones add up.
     settled: float = 0.0
     running: float = 0.0
     rounding: float = 0.0
@@ -101,7 +101,7 @@ class _Factors:
 
 
 class IncrementalSVD(State):
-    """Follow the truncated SVD of a matrix that grows, shrinks and changes, with a bound of its error.
+    """Follow the truncated SVD of a matrix that grows, shrinks and changes, and bound its error.
 
     Parameters
     ----------
@@ -109,11 +109,11 @@ class IncrementalSVD(State):
         Triplets that `result` returns, at least 1 (fewer where the matrix is smaller). With `tol`,
         the most that are returned.
     tol : float, optional
-        Keep what ‖A − U·diag(S)·Vh‖_F ≤ tol·‖A‖_F needs, for 0 < tol < 1. Without `rank`, directions
-        are kept as long as dropping them would break that.
+        Keep what ‖A − U·diag(S)·Vh‖_F ≤ tol·‖A‖_F needs, for 0 < tol < 1. Without `rank`,
+        directions are kept as long as dropping them would break that.
     oversample : int
-        Directions that are kept beyond `rank`: with none, a direction that grows slowly behind larger
-        ones is dropped again and again, and never found.
+        Directions that are kept beyond `rank`: with none, a direction that grows slowly behind
+        larger ones may be dropped again and again, and never found.
     buffer : int, optional
         Rows or columns that are collected before they are worked in, which any call that needs the
         factors does too. None: rank + oversample, at least 32 (64 without `rank`).
@@ -134,15 +134,16 @@ class IncrementalSVD(State):
     blocks have that dtype. float16 and bfloat16 are computed in float32; integers are promoted.
     Inputs are copied, never written to. A call that fails leaves everything as it was.
 
-    With l = rank + oversample, an appended row costs some 2·n·(l + buffer + l + 4·l²/buffer) flops
-    on average, and a share of the eigenvalues of a matrix of order l + buffer: 12·n·l where all
-    three are alike. One look at every row. It is worked in when `buffer` rows are there, no matter in
-    which blocks they came: splits of the same rows give the same bits. Where the spectrum of what is
-    kept spans more than 1e4, or little is dropped, rows are projected instead, at about twice the cost.
+    With l = rank + oversample, an appended row costs some 2·n·(2·l + buffer + 3·l²/buffer) flops on
+    average, 12·n·l for a buffer of l, and a share of the eigenvalues of a matrix of order
+    l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
+    they came: splits of the same rows give the same bits. Where the spectrum of what is kept spans
+    more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
 
     The left factor is kept as blocks of rows and the small rotations that came after each, m·l and
-    m·l²/buffer numbers, and multiplied out by what needs it: `result`, columns after rows, removals,
-    rank-one updates, and merges, O((m + n)·l²) each. Columns are appended as the rows of Aᴴ.
+    m·l²/buffer numbers, and multiplied out by what needs it: `result`, columns after rows,
+    removals, rank-one updates and merges, O((m + n)·l²) each. Columns are appended as the rows of
+    Aᴴ.
 
     What rows drop is orthogonal to what rows dropped before: the squares add up, and are the whole
     error but for rounding. Where rows, columns and other changes take turns, bounds are added.
@@ -151,8 +152,8 @@ class IncrementalSVD(State):
     of A.
 
     Sources: Brand, "Fast low-rank modifications of the thin singular value decomposition", Linear
-    Algebra Appl. 415 (2006); Zha, Simon, "On updating problems in latent semantic indexing", SISC 21
-    (1999). Not differentiable.
+    Algebra Appl. 415 (2006); Zha, Simon, "On updating problems in latent semantic indexing", SISC
+    21 (1999). Not differentiable.
 
     Examples
     --------
