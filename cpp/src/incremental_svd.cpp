@@ -40,6 +40,11 @@ double budget(const ErrorBound& error, double tol, double norm) {
   return std::sqrt(allowed - error.running) * std::sqrt(allowed + error.running);
 }
 
+ErrorBound scaled(const ErrorBound& error, int exponent) {
+  return {std::ldexp(error.settled, exponent), std::ldexp(error.running, exponent),
+          std::ldexp(error.rounding, exponent)};
+}
+
 struct Split {
   int64_t kept;
   double dropped;  // the norm of the others
@@ -58,17 +63,21 @@ Split split(const at::Tensor& S, int64_t most, double budget, double noise) {
 
 double noise_of(const at::Tensor& S, double u) { return S.numel() > 0 ? noise_level(S, u).item<double>() : 0.0; }
 
-// [core rightᴴ; rows], (l + c) x n, its squares in range.
+// [core rightᴴ; rows], (l + c) x n, its squares in range, with a `right` that is nearly orthonormal.
 struct Stack {
   at::Tensor core, right, rows;
-  int64_t most;
-  double budget, norm;
+  Truncation truncation;
+  ErrorBound error;
 
   int64_t height() const { return core.size(0) + rows.size(0); }
   double u() const { return unit_roundoff(rows); }
+  // From its singular values.
+  Split split_of(const at::Tensor& S) const {
+    return split(S, truncation.most, budget(error, truncation.tol, frobenius_norm(S)), noise_of(S, u()));
+  }
 };
 
-// M ≈ rotation core rightᴴ
+// M ≈ rotation core rightᴴ, with a `right` that is nearly orthonormal.
 struct Kept {
   at::Tensor rotation, core, right;
   double dropped;
@@ -80,26 +89,24 @@ at::Tensor gram(const at::Tensor& Y) {
   return at::mm(wide.mH(), wide);
 }
 
-// A `right` that has drifted becomes orthonormal again, and what it was is absorbed by the core; false where it is too
-// far away.
-bool reorthogonalize(Kept& kept) {
-  const auto G = gram(kept.right);
+// A `right` that has drifted becomes orthonormal again, and what it was is absorbed by the core.
+void reorthogonalize(Stack& M) {
+  const auto G = gram(M.right);
   const int64_t k = G.size(0);
   const double distance = frobenius_norm(G - at::eye(k, G.options()));
-  if (distance <= kDrift * std::sqrt(static_cast<double>(k)) * unit_roundoff(kept.right)) return true;
-  if (!(distance < kNearOrthonormal)) return false;
+  if (distance <= kDrift * std::sqrt(static_cast<double>(k)) * M.u()) return;
+  TORCH_CHECK_LINALG(distance < kNearOrthonormal, "append_rows: right must be nearly orthonormal, is off by ",
+                     distance);
   const auto factors = cholesky_factors(G);
-  kept.right = tall_product(kept.right, factors.T);
-  kept.core = at::mm(kept.core, factors.R.mH());
-  return true;
+  M.right = tall_product(M.right, factors.T);
+  M.core = at::mm(M.core, factors.R.mH());
 }
 
-// M Mᴴ in double precision. A `right` of less is not orthonormal to that precision: what it is counts.
+// M Mᴴ in double precision, for the `right` that there is.
 at::Tensor gram(const Stack& M) {
   const int64_t l = M.core.size(0), c = M.rows.size(0);
   const auto rows = M.rows.to(double_type(M.rows)), right = M.right.to(double_type(M.rows));
-  const bool widest = M.rows.scalar_type() == double_type(M.rows);
-  const auto core_right = widest ? M.core : at::mm(M.core, gram(right));
+  const auto core_right = at::mm(M.core, gram(right));
   const auto cross = at::mm(at::mm(rows, right), M.core.mH());
   auto G = at::empty({l + c, l + c}, M.core.options());
   G.narrow(0, 0, l).narrow(1, 0, l).copy_(at::mm(core_right, M.core.mH()));
@@ -114,22 +121,22 @@ at::Tensor gram(const Stack& M) {
 std::optional<Kept> by_gram(const Stack& M) {
   const auto [ascending, vectors] = at::linalg_eigh(gram(M));
   const auto lambda = ascending.flip(0).clamp_min(0), S = lambda.sqrt();
-  const auto [kept, dropped] = split(S, M.most, M.budget, noise_of(S, M.u()));
+  const auto [kept, dropped] = M.split_of(S);
   if (kept == 0) return std::nullopt;
   const double trace = lambda.sum().item<double>(), least = kResolved * trace;
   const bool complete = kept == M.height();
   if (lambda[kept - 1].item<double>() < least || (!complete && dropped * dropped < least)) return std::nullopt;
 
   const int64_t l = M.core.size(0);
-  auto P = vectors.flip(1).narrow(1, 0, kept).contiguous();
+  // LAPACK's vectors are orthonormal to some ten times what a Cholesky pass reaches: they are polished, here and below.
+  auto P = polish(vectors.flip(1).narrow(1, 0, kept));
   P.mul_(at::conj_physical(column_phases(P)));
   const auto unit = P / S.narrow(0, 0, kept);
   const auto along = at::mm(M.core.mH(), unit.narrow(0, 0, l)).to(M.right.scalar_type());
   const auto across = unit.narrow(0, l, M.rows.size(0)).to(M.right.scalar_type());
-  Kept result{P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
+  return Kept{P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
               at::addmm(at::mm(M.right, along), M.rows.mH(), across),
               complete ? 0.0 : std::sqrt(dropped * dropped + kGramRounding * static_cast<double>(M.height()) * trace)};
-  return reorthogonalize(result) ? std::optional(result) : std::nullopt;
 }
 
 // M = coordinates basisᴴ with an orthonormal basis; an undefined one is the identity.
@@ -143,7 +150,7 @@ Coordinates coordinates(const Stack& M) {
   const auto along = at::mm(M.rows, M.right);
   const auto rest = at::addmm(M.rows, along, M.right.mH(), 1, -1);
   // A rest below this is rounding.
-  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u() * M.norm)
+  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u() * frobenius_norm(M.rows))
     return {at::cat({M.core, wide(along)}), M.right};
   int64_t drawn = 0;
   const auto beside = orthonormal_beside(M.right, rest.mH().resolve_conj(), drawn);
@@ -153,17 +160,17 @@ Coordinates coordinates(const Stack& M) {
           at::cat({M.right, beside}, 1)};
 }
 
-Kept by_projection(const Stack& M) {
+Kept by_projection(Stack M) {
+  reorthogonalize(M);
   const auto [values, basis] = coordinates(M);
   const auto [left, S, right] = at::linalg_svd(values, /*full_matrices=*/false);
-  const auto [kept, dropped] = split(S, M.most, M.budget, noise_of(S, M.u()));
-  auto P = left.narrow(1, 0, kept).contiguous(), Wh = right.narrow(0, 0, kept).contiguous();
+  const auto [kept, dropped] = M.split_of(S);
+  auto P = polish(left.narrow(1, 0, kept));
+  auto Wh = materialized_adjoint(polish(materialized_adjoint(right.narrow(0, 0, kept))));
   fix_signs(P, Wh);
   const auto W = materialized_adjoint(Wh).to(M.right.scalar_type());
-  Kept result{P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
-              basis.defined() ? at::mm(basis, W) : W.contiguous(), dropped};
-  TORCH_CHECK_LINALG(reorthogonalize(result), "append_rows: the factors were not orthonormal");
-  return result;
+  return {P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
+          basis.defined() ? at::mm(basis, W) : W.contiguous(), dropped};
 }
 
 }  // namespace
@@ -175,12 +182,7 @@ AppendedRows append_rows(const at::Tensor& core, const at::Tensor& right, const 
   const int exponent = squares_in_range(rows, norm) ? 0 : scale_exponent(norm);
   const int64_t height = core.size(0) + rows.size(0);
   error.rounding = std::hypot(error.rounding, step_rounding(height, norm, unit_roundoff(rows)));
-  const Stack M{scaled(core, exponent),
-                right,
-                scaled(rows, exponent),
-                truncation.most,
-                std::ldexp(budget(error, truncation.tol, norm), exponent),
-                std::ldexp(norm, exponent)};
+  const Stack M{scaled(core, exponent), right, scaled(rows, exponent), truncation, scaled(error, exponent)};
 
   std::optional<Kept> kept;
   if (height < rows.size(1)) kept = by_gram(M);

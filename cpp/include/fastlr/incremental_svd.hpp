@@ -1,4 +1,5 @@
-// Truncated SVDs of matrices that grow, shrink and change: A ≈ left core rightᴴ with orthonormal left and right.
+// Truncated SVDs of matrices that grow, shrink and change: A ≈ left core rightᴴ with orthonormal left and a right that
+// is nearly so.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,7 +27,7 @@ struct AppendedRows {
   // before cost nothing.
   at::Tensor rotation;
   at::Tensor core;   // k x k, in double precision
-  at::Tensor right;  // n x k
+  at::Tensor right;  // n x k, orthonormal to 1e-3 or better
   ErrorBound error;
 };
 

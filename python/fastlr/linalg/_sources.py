@@ -77,18 +77,19 @@ def open_block(A: Any, caller: str, name: str, *, axis: int) -> Matrix:
 
     Sparse ones become tensors of layout CSR.
     """
-    if "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
+    tensor = isinstance(A, Tensor)
+    if not tensor and "scipy.sparse" in sys.modules and sys.modules["scipy.sparse"].issparse(A):
         block = _from_scipy(A, caller)
         dtype, computed = computed_dtype(block.dtype, torch.float64, caller, name)
         return Matrix(block.to(computed), True, dtype)
-    if isinstance(A, Tensor) and A.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+    if tensor and A.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
         if A.dim() != 2:
             raise ValueError(
                 f"{caller}: a sparse {name} must have 2 dimensions, got shape {tuple(A.shape)}"
             )
         dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, name)
         return Matrix(A.detach().to_sparse_csr().to(computed), False, dtype)
-    array = A if isinstance(A, Tensor) else np.asarray(A)
+    array = A if tensor else np.asarray(A)
     if array.ndim == 1:
         array = array[None, :] if axis == 0 else array[:, None]
     adapted = adapt(array, caller, name, complex_=True)

@@ -29,8 +29,8 @@ class _Factors:
     """A ≈ left·core·rightᴴ and the error of that; a step makes new ones.
 
     `left` and `right` are chains: a block of rows, and then, again and again, a small matrix that
-    multiplies all rows before it from the right, and further rows below. Both have orthonormal
-    columns when they are multiplied out.
+    multiplies all rows before it from the right, and further rows below. Multiplied out, both have
+    orthonormal columns, the one that rows are not appended to but nearly.
     """
 
     left: list[Tensor]
@@ -116,7 +116,7 @@ class IncrementalSVD(State):
         larger ones may be dropped again and again, and never found.
     buffer : int, optional
         Rows or columns that are collected before they are worked in, which any call that needs the
-        factors does too. None: rank + oversample, at least 32 (64 without `rank`).
+        factors does too. None: 2·(rank + oversample), at least 32 (64 without `rank`).
     decay : float
         What every appended row or column multiplies all before it by, 0 < decay ≤ 1: row i of m has
         the weight decay^(m − 1 − i).
@@ -134,8 +134,8 @@ class IncrementalSVD(State):
     blocks have that dtype. float16 and bfloat16 are computed in float32; integers are promoted.
     Inputs are copied, never written to. A call that fails leaves everything as it was.
 
-    With l = rank + oversample, an appended row costs some 2·n·(2·l + buffer + 3·l²/buffer) flops on
-    average, 12·n·l for a buffer of l, and a share of the eigenvalues of a matrix of order
+    With l = rank + oversample, an appended row costs some 2·n·(2·l + buffer + 2·l²/buffer) flops on
+    average, 10·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of order
     l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
     they came: splits of the same rows give the same bits. Where the spectrum of what is kept spans
     more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
@@ -200,7 +200,7 @@ class IncrementalSVD(State):
         elif self._rank is None:
             self._buffer = 2 * _SHORTEST_BUFFER
         else:
-            self._buffer = max(self._rank + self._oversample, _SHORTEST_BUFFER)
+            self._buffer = max(2 * (self._rank + self._oversample), _SHORTEST_BUFFER)
         self._decay = as_real(decay, caller, "decay")
         if not 0 < self._decay <= 1:
             raise ValueError(f"{caller}: decay must be above 0 and at most 1, got {self._decay}")
