@@ -29,6 +29,14 @@ def joint_factors(count, m, w, dtype=torch.float64):
     return U, S.contiguous(), torch.full((count,), 0.1).double(), 1 + torch.arange(count).double()
 
 
+def incremental(n, rank, dtype=torch.float64):
+    """The core and the right factor of a matrix of n columns."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.diag(1.0 / torch.arange(1, rank + 1)).to(wide), torch.linalg.qr(
+        matrix(n, rank, dtype)
+    ).Q
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -97,6 +105,39 @@ SAMPLES = {
             (*joint_factors(4, 12, 5, dtype), 3, 0.5, 1e-16, bound)
             for bound in ("weyl", "residual", "estimate")
             for dtype in (torch.float64, torch.complex128)
+        ],
+        False,
+    ),
+    "incremental_append": (
+        [
+            (*incremental(20, 0), matrix(6, 20), 5, 0.0, [0.0, 0.0, 0.0]),
+            (*incremental(20, 4), matrix(6, 20), 5, 0.0, [0.1, 0.2, 0.3]),
+            (
+                *incremental(20, 4, torch.complex64),
+                matrix(3, 20, torch.complex64),
+                9,
+                0.0,
+                3 * [0.0],
+            ),
+            (*incremental(8, 4, torch.float32), matrix(9, 8, torch.float32), 9, 0.5, 3 * [0.0]),
+        ],
+        False,
+    ),
+    "incremental_compose": (
+        [
+            (
+                [
+                    matrix(5, 3),
+                ],
+            ),
+            ([matrix(5, 3), matrix(3, 4), matrix(6, 4), matrix(4, 2), matrix(1, 2)],),
+        ],
+        False,
+    ),
+    "incremental_compress": (
+        [
+            (matrix(9, 4), matrix(4, 4), matrix(8, 4), 0, 3, 0.0, [0.1, 0.2, 0.3]),
+            (matrix(9, 2), matrix(2, 2), matrix(8, 2), 3, 3, 0.0, [0.0, 0.0, 0.0]),
         ],
         False,
     ),

@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include <fastlr/incremental_svd.hpp>
 #include <fastlr/interpolative.hpp>
 #include <fastlr/joint_svd.hpp>
 #include <fastlr/orthonormalize.hpp>
@@ -109,6 +110,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor
   return {r.labels, r.errors, r.bases};
 }
 
+fastlr::ErrorBound error_bound(at::ArrayRef<double> numbers) { return {numbers[0], numbers[1], numbers[2]}; }
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> incremental_append(const at::Tensor& core,
+                                                                              const at::Tensor& right,
+                                                                              const at::Tensor& rows, int64_t most,
+                                                                              double tol, at::ArrayRef<double> error) {
+  const WithConjugateViews guard;
+  const auto r = fastlr::append_rows(core, right, rows, {most, tol}, error_bound(error));
+  return {r.rotation, r.core, r.right, at::tensor({r.error.settled, r.error.running, r.error.rounding}, at::kDouble)};
+}
+
+Factors incremental_compress(const at::Tensor& left, const at::Tensor& core, const at::Tensor& right, int64_t least,
+                             int64_t most, double tol, at::ArrayRef<double> error) {
+  const WithConjugateViews guard;
+  const auto r = fastlr::compress(left, core, right, least, {most, tol}, error_bound(error));
+  return {r.U, r.S, r.Vh, at::tensor({r.error.settled, r.error.running, r.error.rounding, r.dropped}, at::kDouble)};
+}
+
 void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
@@ -119,6 +138,9 @@ void register_kernels(torch::Library& library) {
   library.impl("joint_factors", TORCH_FN(joint_factors));
   library.impl("joint_bounds", TORCH_FN(joint_bounds));
   library.impl("cluster_matrices", TORCH_FN(cluster_matrices));
+  library.impl("incremental_append", TORCH_FN(incremental_append));
+  library.impl("incremental_compose", TORCH_FN(fastlr::compose));
+  library.impl("incremental_compress", TORCH_FN(incremental_compress));
 }
 
 }  // namespace
@@ -142,6 +164,11 @@ TORCH_LIBRARY(fastlr, library) {
   def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");
   def("cluster_matrices(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float tol, float roundoff, str bound) "
       "-> (Tensor labels, Tensor errors, Tensor bases)");
+  def("incremental_append(Tensor core, Tensor right, Tensor rows, int most, float tol, float[3] error) -> "
+      "(Tensor rotation, Tensor core, Tensor right, Tensor error)");
+  def("incremental_compose(Tensor[] chain) -> Tensor");
+  def("incremental_compress(Tensor left, Tensor core, Tensor right, int least, int most, float tol, float[3] error) -> "
+      "(Tensor U, Tensor S, Tensor Vh, Tensor error)");
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }

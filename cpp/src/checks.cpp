@@ -78,7 +78,8 @@ at::Tensor scaled(const at::Tensor& A, int exponent) {
 }
 
 double frobenius_norm(const at::Tensor& A) {
-  const int exponent = scale_exponent(largest_magnitude(A));
+  const double largest = largest_magnitude(A);
+  const int exponent = squares_in_range(A, largest) ? 0 : scale_exponent(largest);
   const auto unit = scaled(A.to(A.is_complex() ? at::kComplexDouble : at::kDouble), exponent);
   return std::ldexp(at::linalg_vector_norm(unit).item<double>(), -exponent);
 }

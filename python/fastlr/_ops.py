@@ -130,6 +130,44 @@ def _(
     return labels, errors, U.new_empty((clusters, U.shape[1], rank))
 
 
+@torch.library.register_fake("fastlr::incremental_append")
+def _(
+    core: Tensor, right: Tensor, rows: Tensor, most: int, tol: float, error: list[float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kept: Any = torch.library.get_ctx().new_dynamic_size()
+    return (
+        core.new_empty((core.shape[0] + rows.shape[0], kept)),
+        core.new_empty((kept, kept)),
+        right.new_empty((right.shape[0], kept)),
+        torch.empty((3,), dtype=torch.float64, device="cpu"),
+    )
+
+
+@torch.library.register_fake("fastlr::incremental_compose")
+def _(chain: list[Tensor]) -> Tensor:
+    rows: Any = sum(block.shape[0] for block in chain[::2])
+    return chain[0].new_empty((rows, chain[-1].shape[1]))
+
+
+@torch.library.register_fake("fastlr::incremental_compress")
+def _(
+    left: Tensor,
+    core: Tensor,
+    right: Tensor,
+    least: int,
+    most: int,
+    tol: float,
+    error: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rank: Any = torch.library.get_ctx().new_dynamic_size()
+    return (
+        left.new_empty((left.shape[0], rank)),
+        core.new_empty((rank,), dtype=torch.float64),
+        right.new_empty((rank, right.shape[0])),
+        torch.empty((4,), dtype=torch.float64, device="cpu"),
+    )
+
+
 # X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
@@ -184,3 +222,6 @@ _not_differentiable("svd_backward", "the gradient of fastlr.linalg.randomized_sv
 _not_differentiable("joint_factors", "fastlr.linalg.joint_svd_bounds or cluster_matrices")
 _not_differentiable("joint_bounds", "fastlr.linalg.joint_svd_bounds")
 _not_differentiable("cluster_matrices", "fastlr.linalg.cluster_matrices")
+_not_differentiable("incremental_append", "fastlr.linalg.IncrementalSVD")
+_not_differentiable("incremental_compose", "fastlr.linalg.IncrementalSVD")
+_not_differentiable("incremental_compress", "fastlr.linalg.IncrementalSVD")

@@ -261,7 +261,7 @@ def test_scale_changes_within_a_stream(method, oversample):
 def test_blocks_of_any_height(method, oversample):
     A = decaying(60, 20)
     options = {"method": method, "oversample": oversample}
-    rows = streamed([A[:0], *A.split(1), A[:0]], 4, **options)
+    rows = streamed([A[:0], *A.split(1)[:30], *A[30:], A[:0]], 4, **options)
     assert_within_bounds(rows, A)
     assert rows.n_seen == 60
     nothing = streamed([A[:0]], 4, **options)
@@ -407,7 +407,7 @@ def test_a_bad_row_is_named_and_leaves_the_state(method, oversample, sparse, bad
     [
         (torch.ones(2, 4), ValueError, "rows must have 3 columns as those before, got 4"),
         (torch.ones(2, 3).double(), TypeError, "rows must have the dtype of those before"),
-        (torch.ones(3), ValueError, "rows must have 2 dimensions"),
+        (torch.ones(4), ValueError, "rows must have 3 columns as those before, got 4"),
         (torch.ones(1, 2, 3), ValueError, "rows must have 2 dimensions"),
         ("rows", TypeError, "rows must be a NumPy array or torch tensor"),
     ],

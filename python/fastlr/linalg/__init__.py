@@ -3,6 +3,7 @@
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
+from fastlr.linalg.incremental import IncrementalSVD
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.joint import (
     JointSVDBounds,
@@ -50,6 +51,7 @@ __all__ = [
     "EighInfo",
     "EighResult",
     "EstimateInfo",
+    "IncrementalSVD",
     "InterpolativeInfo",
     "InterpolativeResult",
     "JointSVDBounds",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,14 +76,20 @@ def open_operator(A: Any, caller: str) -> Matrix:
     return replace(matrix, data=_core.operator_of_matrix(matrix.data.detach().resolve_conj()))
 
 
-def open_rows(A: Any, caller: str) -> Matrix:
-    """Adapt a block of rows to a tensor, dense or CSR, without gradients."""
+def open_block(A: Any, caller: str, name: str, *, axis: int) -> Matrix:
+    """Adapt some rows (axis 0) or columns of a matrix, or a vector as one of them, to a tensor.
+
+    It has no gradient; a sparse one has layout CSR.
+    """
     if isinstance(A, Tensor) and A.layout != torch.strided:
-        matrix = _sparse_tensor(A, False, caller)
+        matrix = _sparse_tensor(A.detach(), False, caller, name)
         return replace(matrix, data=matrix.data.to_sparse_csr())
     if is_scipy_sparse(A):
-        return _sparse_tensor(_from_scipy(A, caller), True, caller)
-    adapted = adapt(A, caller, "rows", complex_=True)
+        return _sparse_tensor(_from_scipy(A, caller, name), True, caller, name)
+    array = A if isinstance(A, Tensor) else np.asarray(A)
+    if array.ndim == 1:
+        array = array[None, :] if axis == 0 else array[:, None]
+    adapted = adapt(array, caller, name, complex_=True)
     return Matrix(adapted.tensor.detach().resolve_conj(), adapted.numpy, adapted.dtype)
 
 
@@ -103,24 +110,28 @@ def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
     return replace(matrix, data=_core.operator_of_matrix(matrix.data))
 
 
-def _sparse_tensor(A: Tensor, numpy: bool, caller: str) -> Matrix:
+def _sparse_tensor(A: Tensor, numpy: bool, caller: str, name: str = "A") -> Matrix:
     if A.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
-        raise TypeError(f"{caller}: a sparse A must be of layout COO, CSR or CSC, got {A.layout}")
+        raise TypeError(
+            f"{caller}: a sparse {name} must be of layout COO, CSR or CSC, got {A.layout}"
+        )
     if A.dim() != 2:
-        raise ValueError(f"{caller}: a sparse A must have 2 dimensions, got shape {tuple(A.shape)}")
+        raise ValueError(
+            f"{caller}: a sparse {name} must have 2 dimensions, got shape {tuple(A.shape)}"
+        )
     if A.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{caller}: a sparse A has no gradient, got one that requires grad; detach it, or give "
             "A.to_dense()"
         )
-    dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, "A")
+    dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, name)
     return Matrix(A.detach().to(computed), numpy, dtype)
 
 
-def _from_scipy(A: Any, caller: str) -> Tensor:
+def _from_scipy(A: Any, caller: str, name: str = "A") -> Tensor:
     """A CSR tensor that shares the memory of a CSR matrix; malformed indices are an error."""
     if A.ndim != 2:
-        raise ValueError(f"{caller}: a sparse A must have 2 dimensions, got shape {A.shape}")
+        raise ValueError(f"{caller}: a sparse {name} must have 2 dimensions, got shape {A.shape}")
     rows = A.tocsr()
     values = as_tensor(rows.data)
     if not (values.is_floating_point() or values.is_complex()):

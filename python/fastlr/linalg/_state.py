@@ -19,8 +19,8 @@ _CHECKSUM = "sha256"
 class State:
     """Base of the classes that hold a decomposition of data seen so far.
 
-    A subclass names the attributes that make up its state: tensors, plain values, and tuples of
-    them. What it does with them is functional: an update that fails leaves them as they were.
+    A subclass names the attributes that make up its state: tensors, plain values, lists and tuples
+    of them. What it does with them is functional: an update that fails leaves them as they were.
     """
 
     _FIELDS: ClassVar[tuple[str, ...]]
@@ -134,8 +134,8 @@ class State:
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply a function to the tensors in a value."""
-    if isinstance(value, tuple):
-        return tuple(_mapped(item, function) for item in value)
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(item, function) for item in value)
     return function(value) if isinstance(value, Tensor) else value
 
 
@@ -149,7 +149,7 @@ def _checksum(state: Mapping[str, Any]) -> str:
 
 def _digest(value: Any, digest: Any) -> None:
     """Feed what a value is, and not only its bytes, to a hash."""
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         digest.update(b"%d" % len(value))
         for item in value:
             _digest(item, digest)

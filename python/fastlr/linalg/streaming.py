@@ -11,7 +11,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_real, as_seed
 from fastlr.linalg._arrays import computed_dtype, restored
 from fastlr.linalg._blocks import promoted, source_of, tensors_of
-from fastlr.linalg._sources import is_scipy_sparse, open_rows
+from fastlr.linalg._sources import is_scipy_sparse, open_block
 from fastlr.linalg._state import State
 from fastlr.linalg.results import ErrorInfo
 
@@ -229,7 +229,7 @@ class StreamingSVD(State):
 
         Parameters
         ----------
-        rows : array, Tensor or sparse matrix, shape (b, n_cols)
+        rows : array, Tensor or sparse matrix, shape (b, n_cols) or (n_cols,)
             Any height, 0 included. Of the dtype and kind of the first block. Never written to.
 
         Raises
@@ -241,7 +241,7 @@ class StreamingSVD(State):
             Another dtype or device.
         """
         caller = "StreamingSVD.update"
-        block = open_rows(rows, caller)
+        block = open_block(rows, caller, "rows", axis=0)
         data = block.data
         height, columns = data.shape
         if self._n_cols is not None and columns != self._n_cols:
