@@ -105,14 +105,13 @@ class State:
             A file that cannot be read.
         """
         content = io.BytesIO(Path(path).read_bytes())
+        self = cls.__new__(cls)
         try:
-            state = torch.load(content, map_location=device, weights_only=True)
+            self.load_state_dict(torch.load(content, map_location=device, weights_only=True))
         except Exception as error:  # damaged bytes fail anywhere in the reading of an archive
             raise ValueError(
                 f"{cls.__name__}.load: {os.fspath(path)} is no state file or a damaged one: {error}"
             ) from error
-        self = cls.__new__(cls)
-        self.load_state_dict(state)
         return self
 
     def to(self: S, device: Any) -> S:
