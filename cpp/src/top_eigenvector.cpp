@@ -19,7 +19,7 @@ constexpr double kUnknownNumber = std::numeric_limits<double>::quiet_NaN();
 
 double norm_of(const at::Tensor& x) { return at::linalg_vector_norm(x).item<double>(); }
 
-at::Tensor row_energies(const at::Tensor& rows) { return squared_magnitude(rows).sum(1); }
+at::Tensor row_energies(const at::Tensor& rows) { return at::linalg_vector_norm(rows, 2, at::IntArrayRef(1)).square(); }
 
 // Visits the rows in double precision, `height` at a time however they are blocked, times a power of two with which
 // squares are in range. Where that changes, `rescale` is told by what squares gathered before are to be multiplied.

@@ -222,6 +222,23 @@ def test_planted_groups_are_found(bound, dtype):
         assert truth([family[j] for j in members], 4) <= predicted <= 0.05
 
 
+def test_decisions_below_what_a_gram_matrix_sees():
+    """Spaces 1e-9 apart: the eigenvalues behind the candidates are off by 1e-16, errors by 1e-8."""
+    space, other = (la.random_matrix(50, 4, seed=j, dtype=torch.float64) for j in range(2))
+    family = [
+        (space + 1e-9 * (j % 2) * other) @ la.random_matrix(4, 25, seed=10 + j, dtype=torch.float64)
+        for j in range(6)
+    ]
+    for bound in ("residual", "estimate"):
+        found = la.cluster_matrices(family, 1e-11, bound=bound, rank=4, seed=0)
+        assert found.clusters == [[0, 2, 4], [1, 3, 5]]
+        # 20·√14·u are added.
+        assert max(found.predicted_errors) < 1e-13
+        assert la.cluster_matrices(family, 1e-8, bound=bound, rank=4, seed=0).clusters == [
+            [*range(6)]
+        ]
+
+
 def test_the_rank_is_that_which_single_matrices_need():
     family = planted(rank=7, groups=2)
     found = la.cluster_matrices(family, 0.05, seed=0)
