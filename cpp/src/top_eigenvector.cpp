@@ -7,6 +7,8 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <utility>
+#include <vector>
 
 #include <fastlr/random.hpp>
 

@@ -221,8 +221,9 @@ def cluster_matrices(
     among equals, until no prediction is within `tol`. Every merge saves the m·rank numbers of one
     basis.
 
-    - "weyl" compares singular values: O(N²·w) in all. It cannot be below the norm of the smaller
-      of two equal-sized matrices, so that it merges what is small beside something large.
+    - "weyl" compares singular values: O(N²·w) in all. The error of a union cannot look smaller than
+      the smaller of two matrices, even where they are equal: it merges what is small beside
+      something large.
     - "residual" projects on the basis of each matrix: 4·m·rank·w·N² flops once. It merges what lies
       in the space of one of the members.
     - "estimate" keeps a factor of w columns for each cluster, that of a union is the truncated SVD

@@ -147,10 +147,10 @@ def top_eigenvector_stream(
     no method has for adversarial orders in that memory. Up to `heavy_rows` rows are all kept, and
     the answer is exact. 4·n flops a row, n·(heavy_rows + 512) numbers.
 
-    "oja" runs v ← v + η·aᴴ·(a·v) for all rates η = 2^j between ‖A‖_F²/16 and what n·log n asks
-    for, inverted, as ‖A‖_F grows, and takes the slowest of those whose vector has grown by
-    2·log n + 4 (natural logarithm). It is right in any order for R = Ω(log² n); with fewer rates or
-    one fixed beforehand it is not. O(n·log n) flops a row and numbers. No part of it shows its
+    "oja" runs v ← v + η·aᴴ·(a·v) for all rates η = 2^j from 1/(16·F²) to 4·n·(2·log n + 4)/F²,
+    F² = ‖A‖_F² of the rows so far, and takes the slowest of those whose vector has grown by
+    2·log n + 4 (natural logarithms). That is right in any order for R = Ω(log² n), where one rate
+    that is fixed beforehand is not. O(n·log n) flops a row and numbers. No part of it shows its
     error; the eigenvalue is from the growths of two rates, and rough.
 
     Rows are multiplied in float64. Not differentiable.
