@@ -431,8 +431,10 @@ def streaming_svd(
     --------
     >>> import numpy as np, fastlr.linalg as la
     >>> blocks = (np.full((100, 50), float(i)) for i in range(4))
-    >>> S, Vh = la.streaming_svd(blocks, 2, progress=lambda done, total: print(done, end=" "))
-    100 200 300 400
+    >>> seen = []
+    >>> S, Vh = la.streaming_svd(blocks, 2, progress=lambda done, total: seen.append(done))
+    >>> seen
+    [100, 200, 300, 400]
     >>> round(float(S[0]), 2), float(S[1])
     (264.58, 0.0)
     """
