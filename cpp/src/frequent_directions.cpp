@@ -88,9 +88,7 @@ FrequentDirections appended(FrequentDirections state, double weight, const RowBl
 
 FrequentDirections together(const FrequentDirections& first, double weight, const FrequentDirections& second) {
   const auto rows = scaled(second.rows.narrow(0, 0, second.filled), static_cast<int>(-second.exponent));
-  auto sum = first;
-  sum.rows = first.rows.clone();
-  sum = appended(std::move(sum), weight, {rows, std::nullopt, 0}, "StreamingSVD.merge");
+  auto sum = appended(first, weight, {rows, std::nullopt, 0}, "StreamingSVD.merge");
   // The second state stands for more than the rows that are left of it.
   const int change = static_cast<int>(2 * (sum.exponent - second.exponent));
   sum.shrunk += std::ldexp(second.shrunk, change);

@@ -13,6 +13,7 @@
 #include <fastlr/random.hpp>
 
 #include "checks.hpp"
+#include "row_block.hpp"
 
 namespace fastlr {
 namespace {
@@ -56,8 +57,7 @@ class ScaledRows {
   void take(const at::Tensor& part, const std::function<void(const at::Tensor&)>& visit,
             const std::function<void(double)>& rescale) {
     check_interrupt();
-    const double magnitude = largest_magnitude(part);
-    if (!std::isfinite(magnitude)) name_first_bad_entry(part, count_);
+    const double magnitude = finite_magnitude({part, std::nullopt, count_}, "top_eigenvector_stream");
     count_ += part.size(0);
     if (magnitude > largest_) {
       largest_ = magnitude;
@@ -72,13 +72,6 @@ class ScaledRows {
       }
     }
     if (magnitude > 0) visit(scaled(part.to(double_type(part)), exponent_));
-  }
-
-  static void name_first_bad_entry(const at::Tensor& part, int64_t row0) {
-    const auto first = at::isfinite(part).logical_not_().nonzero()[0].to(at::kCPU);
-    const int64_t row = first[0].item<int64_t>(), column = first[1].item<int64_t>();
-    TORCH_CHECK_VALUE(false, "top_eigenvector_stream: rows must be finite, got ", part[row][column].item(),
-                      " at index (", row0 + row, ", ", column, ")");
   }
 
   const RowBlocks& rows_;

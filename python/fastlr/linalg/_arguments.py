@@ -18,6 +18,14 @@ def as_integer(value: Any, caller: str, name: str) -> int:
         raise TypeError(f"{caller}: {name} must be an integer, got {value!r}") from None
 
 
+def at_least(value: Any, least: int, caller: str, name: str) -> int:
+    """Return `value` as an int; one below `least` is a ValueError."""
+    number = as_integer(value, caller, name)
+    if number < least:
+        raise ValueError(f"{caller}: {name} must be at least {least}, got {number}")
+    return number
+
+
 def as_real(value: Any, caller: str, name: str) -> float:
     """Return `value` as a float; what is not a real number is a TypeError."""
     if isinstance(value, bool | str):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import as_integer, as_real
+from fastlr.linalg._arguments import as_real, at_least
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._sources import open_block
 from fastlr.linalg._state import State
@@ -190,13 +190,13 @@ class IncrementalSVD(State):
         caller = "IncrementalSVD"
         if rank is None and tol is None:
             raise ValueError(f"{caller}: rank or tol must be given, got neither")
-        self._rank = None if rank is None else _at_least(rank, 1, caller, "rank")
+        self._rank = None if rank is None else at_least(rank, 1, caller, "rank")
         self._tol = None if tol is None else as_real(tol, caller, "tol")
         if self._tol is not None and not 0 < self._tol < 1:
             raise ValueError(f"{caller}: tol must be between 0 and 1, got {self._tol}")
-        self._oversample = _at_least(oversample, 0, caller, "oversample")
+        self._oversample = at_least(oversample, 0, caller, "oversample")
         if buffer is not None:
-            self._buffer = _at_least(buffer, 1, caller, "buffer")
+            self._buffer = at_least(buffer, 1, caller, "buffer")
         elif self._rank is None:
             self._buffer = 2 * _SHORTEST_BUFFER
         else:
@@ -611,13 +611,6 @@ def _kept(indices: Any, size: int, caller: str) -> Tensor:
     kept = torch.ones(size, dtype=torch.bool)
     kept[torch.from_numpy(chosen % max(size, 1))] = False
     return kept
-
-
-def _at_least(value: Any, least: int, caller: str, name: str) -> int:
-    number = as_integer(value, caller, name)
-    if number < least:
-        raise ValueError(f"{caller}: {name} must be at least {least}, got {number}")
-    return number
 
 
 def _check_dtype(dtype: torch.dtype, expected: torch.dtype | None, caller: str, name: str) -> None:

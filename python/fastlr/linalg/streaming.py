@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_out, as_real, as_seed
+from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import computed_dtype, restored
 from fastlr.linalg._blocks import promoted, source_of, tensors_of
 from fastlr.linalg._sources import is_scipy_sparse, open_block
@@ -170,21 +170,15 @@ class StreamingSVD(State):
         seed: Seed = None,
     ) -> None:
         caller = "StreamingSVD"
-        self._rank = as_integer(rank, caller, "rank")
-        self._n_cols = None if n_cols is None else as_integer(n_cols, caller, "n_cols")
-        self._oversample = (
-            None if oversample is None else as_integer(oversample, caller, "oversample")
-        )
-        self._decay = as_real(decay, caller, "decay")
-        self._method = method
-        if self._n_cols is not None and self._n_cols < 1:
-            raise ValueError(f"{caller}: n_cols must be at least 1, got {n_cols}")
-        if self._rank < 1:
-            raise ValueError(f"{caller}: rank must be at least 1, got {rank}")
+        self._n_cols = None if n_cols is None else at_least(n_cols, 1, caller, "n_cols")
+        self._rank = at_least(rank, 1, caller, "rank")
         if self._n_cols is not None:
             self._check_columns(self._n_cols, caller)
-        if self._oversample is not None and self._oversample < 0:
-            raise ValueError(f"{caller}: oversample must be at least 0, got {oversample}")
+        self._oversample = None
+        if oversample is not None:
+            self._oversample = at_least(oversample, 0, caller, "oversample")
+        self._decay = as_real(decay, caller, "decay")
+        self._method = method
         if not 0 < self._decay <= 1:
             raise ValueError(f"{caller}: decay must be in (0, 1], got {decay}")
         if method not in ("one_pass", "frequent_directions"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_seed
+from fastlr.linalg._arguments import Seed, as_seed, at_least
 from fastlr.linalg._arrays import adapt, computed_dtype, restored
 from fastlr.linalg._blocks import promoted, source_of, tensors_of
 
@@ -170,9 +170,7 @@ def top_eigenvector_stream(
     caller = "top_eigenvector_stream"
     if method not in ("random_order", "oja"):
         raise ValueError(f'{caller}: method must be "random_order" or "oja", got {method!r}')
-    most = as_integer(heavy_rows, caller, "heavy_rows")
-    if most < 1:
-        raise ValueError(f"{caller}: heavy_rows must be at least 1, got {most}")
+    most = at_least(heavy_rows, 1, caller, "heavy_rows")
     stream = _open(rows, caller)
     if stream.columns == 0:
         raise ValueError(f"{caller}: rows must have at least one column")
