@@ -36,6 +36,11 @@ class Statistics:
     tokens : int
         How many tokens went through the model.
     seconds : float
+    gradients : dict
+        Layer name → :class:`Gram` of the gradients of the model's loss at the layer's output; empty
+        where no method that was asked for needs them.
+    probes : list of Batch
+        Some of the calibration, on which predicted losses are compared with measured ones.
 
     Examples
     --------
@@ -49,15 +54,18 @@ class Statistics:
     grams: Grams
     tokens: int
     seconds: float = 0.0
+    gradients: Grams = field(default_factory=dict)
+    probes: list[Batch] = field(default_factory=list)
 
     def nbytes(self) -> int:
         """Bytes of the distinct Gram matrices."""
-        distinct = {id(gram): gram.matrix for gram in self.grams.values()}
+        grams = [*self.grams.values(), *self.gradients.values()]
+        distinct = {id(gram): gram.matrix for gram in grams}
         return sum(matrix.numel() * matrix.element_size() for matrix in distinct.values())
 
 
 @dataclass
-class _Collector:
+class InputCollector:
     """Sums the moments of the inputs of some layers, those with a common input together.
 
     Layers share an input where the very same tensor enters them; no name is looked at.
@@ -100,7 +108,7 @@ class _Collector:
         for names, gram in self.sums.items():
             for name in names:
                 if name in found:
-                    total = Gram(found[name].matrix.clone(), found[name].tokens)
+                    total = found[name].copy()
                     total.add(gram)
                     found[name] = total
                 else:
@@ -144,11 +152,11 @@ def walk_statistics(
     walk = BlockWalk(model, stack, batches, bar.step)
     bar.stage("Blocks", len(stack.blocks) * len(batches) + steps_between)
     for index, block_layers in enumerate(targets):
-        collector = _Collector(block_layers)
+        collector = InputCollector(block_layers)
         label = f"block {index + 1}/{len(targets)} · inputs"
         collector.begin(batches[0].attention_mask)
 
-        def after(number: int, collector: _Collector = collector, label: str = label) -> None:
+        def after(number: int, collector: InputCollector = collector, label: str = label) -> None:
             collector.finish()
             if number + 1 < len(batches):
                 collector.begin(batches[number + 1].attention_mask)

@@ -1,42 +1,112 @@
-"""The ways to weigh a layer's error, by name."""
+"""The ways to compress a layer, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from fastlr.nn.compress.forms import FORMS
+from fastlr.nn.compress.methods import asvd, fwsvd, sparse, svd, svd_llm, two_sided
+from fastlr.nn.compress.problem import Candidates, LayerProblem
 
-from fastlr.nn.compress.gram import Gram
-from fastlr.nn.compress.methods import svd, svd_llm
-from fastlr.nn.compress.solver import Solution
+LOW_RANK_FORMS = tuple(FORMS)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A front end of the solver.
+    """A way to compress one linear layer.
 
     Attributes
     ----------
-    factor : callable
-        From a weight and its inputs' Gram matrix (or None) to a :class:`Solution`.
-    calibrated : bool
-        Whether the factors depend on the Gram matrix.
+    prepare : callable
+        (problem, form, rank multiple) → :class:`Candidates`.
+    inputs, gradients : bool
+        Whether it needs the moments of the layers' inputs, and of the loss's gradients at their
+        outputs (one backward pass).
+    predicts_loss : bool
+        Whether half of its errors are increases of the model's mean loss, in nats a token.
+    forms : tuple of str
+        How its weights can be stored; the first one is the default.
+    allocation : str
+        How it shares the budget between the layers unless told otherwise.
+
+    Examples
+    --------
+    >>> from fastlr.nn.compress.methods import method_named
+    >>> name, method = method_named("auto")
+    >>> name, method.gradients
+    ('sparse', True)
     """
 
-    factor: Callable[[Tensor, Gram | None], Solution]
-    calibrated: bool
+    prepare: Callable[[LayerProblem, str, int], Candidates]
+    inputs: bool = False
+    gradients: bool = False
+    predicts_loss: bool = False
+    forms: tuple[str, ...] = LOW_RANK_FORMS
+    allocation: str = "uniform"
 
 
 METHODS: dict[str, Method] = {
-    "svd": Method(svd.factor, calibrated=False),
-    "svd_llm": Method(svd_llm.factor, calibrated=True),
+    "svd": Method(svd.prepare),
+    "fwsvd": Method(fwsvd.prepare, gradients=True),
+    "asvd": Method(asvd.prepare, inputs=True),
+    "svd_llm": Method(svd_llm.prepare, inputs=True),
+    "two_sided": Method(
+        two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
+    ),
+    "sparse": Method(
+        sparse.prepare,
+        inputs=True,
+        gradients=True,
+        predicts_loss=True,
+        forms=("sparse",),
+        allocation="loss",
+    ),
 }
+DEFAULT = "sparse"
 
 
-def method_named(name: str) -> Method:
-    """The method called `name`; ValueError, with the list of names, when there is none."""
-    if name not in METHODS:
-        known = ", ".join(sorted(METHODS))
+def method_named(name: str) -> tuple[str, Method]:
+    """The method called `name` and its own name, which "auto" is not.
+
+    Raises
+    ------
+    ValueError
+        With the list of names, when there is none.
+    """
+    chosen = DEFAULT if name == "auto" else name
+    if chosen not in METHODS:
+        known = ", ".join(["auto", *sorted(METHODS)])
         raise ValueError(f"method must be one of {known}, got {name!r}")
-    return METHODS[name]
+    return chosen, METHODS[chosen]
+
+
+def register_method(name: str, method: Method) -> None:
+    """Make a method of your own known to :func:`fastlr.nn.compress_llm`.
+
+    Parameters
+    ----------
+    name : str
+        What to pass as ``method=``.
+    method : Method
+
+    Raises
+    ------
+    ValueError
+        If there is a method of that name already.
+
+    Examples
+    --------
+    Rows of the weight scaled to length one before its singular values are taken:
+
+    >>> import torch
+    >>> from fastlr.nn.compress import Method, register_method
+    >>> from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+    >>> def prepare(problem, form, multiple):
+    ...     lengths = problem.weight.norm(dim=1)
+    ...     return low_rank_candidates(problem, form, left=torch.diag(lengths**-2), multiple=multiple)
+    >>> register_method("unit_rows", Method(prepare))
+    """
+    if name in METHODS or name == "auto":
+        raise ValueError(f"register_method: name {name!r} is taken")
+    METHODS[name] = method

@@ -1,0 +1,117 @@
+"""How well the predicted errors tell the increase of the model's loss: a few layers, measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlr.nn.compress.allocation import Budget, by_type, uniform
+from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.modules.replace import replace_modules
+from fastlr.nn.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LAYERS_OF_A_TYPE = 2
+
+
+@dataclass(frozen=True)
+class LossPrediction:
+    """What compressing one layer alone was predicted to do to the model, and what it did.
+
+    Attributes
+    ----------
+    name : str
+    predicted : float
+        tr(H Δ G Δᵀ)/2 per token, as the method predicts it: nats.
+    measured : float
+        The Kullback–Leibler divergence of the model's predictions from the dense model's, nats a
+        token: the increase of the loss without its first order, which has no sign of its own.
+    """
+
+    name: str
+    predicted: float
+    measured: float
+
+
+def measure_layers(
+    model: PreTrainedModel, budget: Budget, batches: Sequence[Batch], bar: Progress
+) -> list[LossPrediction]:
+    """Compress two layers of each type, one after the other and alone, by the share of the budget.
+
+    One forward pass over the batches each; the model is as it was afterwards.
+    """
+    names = [name for group in by_type(budget.candidates).values() for name in _spread(group)]
+    at_uniform = uniform(budget)
+    bar.stage("Measuring predictions", len(names) + 1)
+    dense = _log_probabilities(model, batches)
+    bar.step()
+    found = []
+    for name in names:
+        candidates, index = budget.candidates[name], at_uniform[name]
+        replacement = candidates.build(index) if candidates.compared else None
+        if replacement is not None:
+            original = model.get_submodule(name)
+            replace_modules(model, {name: replacement})
+            try:
+                divergence = _divergence(dense, _log_probabilities(model, batches))
+            finally:
+                replace_modules(model, {name: original})
+            predicted = float(candidates.errors[index]) / 2
+            found.append(LossPrediction(name, predicted, divergence))
+        bar.step(name)
+    return found
+
+
+def factors_of(
+    predictions: Sequence[LossPrediction], layers: Mapping[str, object]
+) -> dict[str, float]:
+    """For each layer, what its predictions are to be multiplied by: the geometric mean of its type.
+
+    1 where nothing could be measured.
+    """
+    factors = dict.fromkeys(layers, 1.0)
+    measured = {p.name: p for p in predictions if p.predicted > 0 and p.measured > 0}
+    for names in by_type(layers).values():
+        ratios = [
+            math.log(measured[name].measured / measured[name].predicted)
+            for name in names
+            if name in measured
+        ]
+        if ratios:
+            factors.update(dict.fromkeys(names, math.exp(math.fsum(ratios) / len(ratios))))
+    return factors
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """Some of the names, at equal distances."""
+    count = min(_LAYERS_OF_A_TYPE, len(names))
+    return [names[(2 * k + 1) * len(names) // (2 * count)] for k in range(count)]
+
+
+def _log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
+    """Of every token at every position that counts, positions × vocabulary."""
+    device = embedding_weight(model).device
+    found = []
+    with torch.no_grad():
+        for batch in batches:
+            mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+            ids = batch.input_ids.to(device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            rows = logits.flatten(0, 1) if mask is None else logits[mask != 0]
+            found.append(F.log_softmax(rows.float(), -1))
+    return torch.cat(found)
+
+
+def _divergence(dense: Tensor, other: Tensor) -> float:
+    """The mean over positions of KL(dense ‖ other)."""
+    total = F.kl_div(other, dense, reduction="sum", log_target=True)
+    return float(total) / len(dense)
