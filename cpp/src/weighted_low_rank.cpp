@@ -43,10 +43,16 @@ void check_semidefinite(bool holds, const char* name) {
   TORCH_CHECK_VALUE(holds, kCaller, ": ", name, " must be positive semidefinite, but it has a negative eigenvalue");
 }
 
-void check_hermitian(const at::Tensor& G, const char* name) {
-  const double asymmetry = frobenius_norm(G - G.mH()), norm = frobenius_norm(G);
+// The Frobenius norm of what is scaled to entries of at most 1.
+double unit_norm(const at::Tensor& A) { return at::linalg_vector_norm(A).item<double>(); }
+
+// (G + Gᴴ) / 2, where that is G to rounding.
+at::Tensor hermitian(const at::Tensor& G, const char* name) {
+  const auto difference = G - G.mH();
+  const double asymmetry = unit_norm(difference), norm = unit_norm(G);
   TORCH_CHECK_VALUE(asymmetry <= kAllowance * norm, kCaller, ": ", name,
                     " must be Hermitian, but differs from its adjoint by ", asymmetry / norm, " of its norm");
+  return asymmetry > 0 ? at::sub(G, difference, 0.5) : G;
 }
 
 // Real non-negative numbers: of a diagonal exactly, of eigenvalues to rounding.
@@ -89,9 +95,7 @@ Side opened(const SideWeight& weight, const at::Tensor& W, int64_t n, const char
   check_fits(given, W, name);
   side.exponent = scale_exponent(largest_magnitude(given));
   if (given.dim() == 2) {
-    const auto unit = scaled(given.to(double_type(W)), side.exponent);
-    check_hermitian(unit, name);
-    side.matrix = (unit + unit.mH()) / 2;
+    side.matrix = hermitian(scaled(given.to(double_type(W)), side.exponent), name);
     return side;
   }
   check_values(given, /*diagonal=*/!weight.vectors, name);
@@ -119,19 +123,24 @@ void center(Side& side, const at::Tensor& mean) {
 void decompose(Side& side, const char* name) {
   if (side.rooted()) return;
   const auto [values, vectors] = at::linalg_eigh(side.matrix);
-  const double norm = frobenius_norm(values);
+  const double norm = unit_norm(values);
   check_semidefinite(values[0].item<double>() >= -kAllowance * side.lost * norm, name);
   side.values = with_zeros_below_rounding(values, side.lost);
   side.vectors = vectors;
 }
 
-// Without eigenvalues: what is positive semidefinite to rounding has a Cholesky factor once rounding is added to it.
+// Without eigenvalues: what is positive semidefinite to rounding has a Cholesky factor once rounding is added to it. In
+// float32 where that suffices.
 void check_undecomposed(const Side& side, const char* name) {
   if (side.rooted()) return;
-  auto shifted = side.matrix.clone();
-  const double norm = frobenius_norm(side.matrix);
-  shifted.diagonal().add_(std::max(kAllowance * side.lost * norm, std::numeric_limits<double>::min()));
-  check_semidefinite(std::get<1>(at::linalg_cholesky_ex(shifted)).item<int>() == 0, name);
+  const double added = kAllowance * side.lost * unit_norm(side.matrix) + std::numeric_limits<float>::min();
+  const auto has_factor = [&](at::ScalarType type) {
+    auto shifted = side.matrix.to(type, /*non_blocking=*/false, /*copy=*/true);
+    shifted.diagonal().add_(added);
+    return std::get<1>(at::linalg_cholesky_ex(shifted)).item<int>() == 0;
+  };
+  const auto lower = side.matrix.is_complex() ? at::kComplexFloat : at::kFloat;
+  check_semidefinite(has_factor(lower) || has_factor(side.matrix.scalar_type()), name);
 }
 
 // ---- the problem ----
@@ -244,6 +253,24 @@ struct Product {
   at::Tensor X, Y;
 };
 
+// Orthonormal to a few u from columns that are so to √u: X (3 I - G) / 2, G = XᴴX, a step of Newton and Schulz.
+// LAPACK's eigenvectors are orthonormal to 25 √k u. Nothing where the columns are further away.
+std::optional<at::Tensor> refined(const at::Tensor& X) {
+  auto G = at::mm(X.mH(), X);
+  G.diagonal().copy_(squared_magnitude(X).sum(0));  // long sums of positive terms: pairwise
+  const auto gap = at::eye(X.size(1), X.options()) - G;
+  const double distance = at::linalg_vector_norm(gap).item<double>();
+  if (!(distance * distance < kEpsilon)) return std::nullopt;
+  return at::addmm(X, X, gap, 1, 0.5);
+}
+
+// An orthonormal basis, the leading columns of which span the leading columns of Y.
+at::Tensor orthonormal(const at::Tensor& Y) {
+  if (const auto Q = refined(Y)) return *Q;
+  if (const auto Q = refined(stabilize(Y))) return *Q;
+  return orthonormalize(Y);
+}
+
 // W' = X Xᴴ W: where the rows have no weight. What the columns' weight does not see follows by plain size.
 Product projected_rows(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
@@ -253,7 +280,7 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
     const auto order = plain_directions(p, at::mm(quiet.mH(), p.W), rank - loud);
     X = at::cat({X, at::mm(quiet, order.U.narrow(1, 0, rank - loud))}, 1);
   }
-  X = polish(X);
+  X = refined(X).value_or(X);
   return {X, at::mm(X.mH(), p.W)};
 }
 
@@ -261,14 +288,14 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
 Product projected_columns(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
   const auto seen = weighted_rows(p, p.turned);
-  auto V = orthonormalize(at::mm(seen.mH(), found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud)));
+  auto V = orthonormal(at::mm(seen.mH(), found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud)));
   if (rank > loud) {
     const auto rest = at::addmm(p.W, at::mm(p.W, V), V.mH(), 1, -1);
     const auto order = plain_directions(p, rest, rank - loud);
     // To unit length, but where that would only magnify rounding.
     const double largest = order.S[0].item<double>();
     const auto lengths = order.S.narrow(0, 0, rank - loud).clamp_min(largest > 0 ? kEpsilon * largest : 1.0);
-    V = orthonormalize(at::cat({V, at::mm(rest.mH(), order.U.narrow(1, 0, rank - loud) / lengths)}, 1));
+    V = orthonormal(at::cat({V, at::mm(rest.mH(), order.U.narrow(1, 0, rank - loud) / lengths)}, 1));
   }
   return {at::mm(p.W, V), materialized_adjoint(V)};
 }
