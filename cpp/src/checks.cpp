@@ -79,6 +79,7 @@ bool squares_in_range(const at::Tensor& A, double magnitude) {
 
 at::Tensor scaled(const at::Tensor& A, int exponent) {
   if (exponent == 0) return A;
+  if (std::abs(exponent) <= 126) return A * std::ldexp(1.0, exponent);  // in the range of float32
   const int half = exponent / 2;
   return A * std::ldexp(1.0, half) * std::ldexp(1.0, exponent - half);
 }

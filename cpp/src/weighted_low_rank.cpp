@@ -9,7 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include <fastlr/error_estimate.hpp>
 #include <fastlr/orthonormalize.hpp>
+#include <fastlr/random.hpp>
 #include <fastlr/randomized_svd.hpp>
 
 #include "checks.hpp"
@@ -23,6 +25,8 @@ constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 // Asymmetry and negative eigenvalues up to this, relative to the norm, are rounding: weights are sums of products that
 // are often taken in float32, whatever type they are kept in.
 constexpr double kAllowance = 100 * std::numeric_limits<float>::epsilon() / 2;
+// Of the probes that check and measure.
+constexpr int64_t kSeed = 0x7765696768746564;
 
 // ---- weights ----
 
@@ -46,13 +50,13 @@ void check_semidefinite(bool holds, const char* name) {
 // The Frobenius norm of what is scaled to entries of at most 1.
 double unit_norm(const at::Tensor& A) { return at::linalg_vector_norm(A).item<double>(); }
 
-// (G + Gᴴ) / 2, where that is G to rounding.
-at::Tensor hermitian(const at::Tensor& G, const char* name) {
-  const auto difference = G - G.mH();
-  const double asymmetry = unit_norm(difference), norm = unit_norm(G);
-  TORCH_CHECK_VALUE(asymmetry <= kAllowance * norm, kCaller, ": ", name,
-                    " must be Hermitian, but differs from its adjoint by ", asymmetry / norm, " of its norm");
-  return asymmetry > 0 ? at::sub(G, difference, 0.5) : G;
+// What is Hermitian to rounding passes: ‖(G - Gᴴ) x‖ is estimated from random x, which takes two reads of G.
+void check_hermitian(const at::Tensor& G, const char* name) {
+  const auto probes = gaussian(G.size(0), kProbes, kSeed, 0, G.options());
+  const double norm = unit_norm(G);
+  if (frobenius_estimate(at::mm(G, probes) - at::mm(G.mH(), probes)) <= kAllowance * norm) return;
+  TORCH_CHECK_VALUE(false, kCaller, ": ", name, " must be Hermitian, but differs from its adjoint by ",
+                    unit_norm(G - G.mH()) / norm, " of its norm");
 }
 
 // Real non-negative numbers: of a diagonal exactly, of eigenvalues to rounding.
@@ -95,7 +99,8 @@ Side opened(const SideWeight& weight, const at::Tensor& W, int64_t n, const char
   check_fits(given, W, name);
   side.exponent = scale_exponent(largest_magnitude(given));
   if (given.dim() == 2) {
-    side.matrix = hermitian(scaled(given.to(double_type(W)), side.exponent), name);
+    side.matrix = scaled(given.to(double_type(W)), side.exponent);
+    check_hermitian(side.matrix, name);
     return side;
   }
   check_values(given, /*diagonal=*/!weight.vectors, name);
@@ -122,7 +127,7 @@ void center(Side& side, const at::Tensor& mean) {
 
 void decompose(Side& side, const char* name) {
   if (side.rooted()) return;
-  const auto [values, vectors] = at::linalg_eigh(side.matrix);
+  const auto [values, vectors] = at::linalg_eigh((side.matrix + side.matrix.mH()) / 2);
   const double norm = unit_norm(values);
   check_semidefinite(values[0].item<double>() >= -kAllowance * side.lost * norm, name);
   side.values = with_zeros_below_rounding(values, side.lost);
@@ -353,14 +358,26 @@ int64_t rank_within(const Directions& found, double tol, double storage) {
   return (tails + rounding > most).sum().item<int64_t>();
 }
 
+// tr(E G Eᴴ).
+double squared_norm(const at::Tensor& E, const Side& right) {
+  if (right.rooted()) {
+    const double norm = frobenius_norm(times_root(E, right));
+    return norm * norm;
+  }
+  return std::max(0.0, at::real(at::mul(at::mm(E, right.matrix), at::conj_physical(E))).sum().item<double>());
+}
+
 double squared_error(const Problem& p, const Product& product) {
   const auto E = at::addmm(p.turned, turned(p.left, product.X), product.Y, 1, -1);
-  if (p.right.rooted()) {
-    const double error = frobenius_norm(weighted_rows(p, times_root(E, p.right)));
-    return error * error;
-  }
-  const auto rows = at::real(at::mul(at::mm(E, p.right.matrix), at::conj_physical(E))).sum(1, /*keepdim=*/true);
-  return std::max(0.0, (p.left.identity() ? rows : rows * p.left.values.unsqueeze(1)).sum().item<double>());
+  return squared_norm(weighted_rows(p, E), p.right);
+}
+
+// The same from random combinations of the rows: for the rounding that is left where nothing has been cut off, and
+// which is not worth a product with the columns' weight.
+double estimated_squared_error(const Problem& p, const Product& product) {
+  const auto omega = weighted_rows(p, gaussian(p.rows(), kProbes, kSeed, 0, p.W.options())).mH();
+  const auto E = at::mm(omega, p.turned) - at::mm(at::mm(omega, turned(p.left, product.X)), product.Y);
+  return squared_norm(E, p.right) / kProbes;
 }
 
 // B A = W' with columns of B of unit length; orthonormal ones are left as they are.
@@ -442,7 +459,8 @@ WeightedLowRank weighted_low_rank(const at::Tensor& W, const SideWeight& left, c
   fix_signs(B, A);
 
   const auto stored_B = B.to(type), stored_A = scaled(A.to(type), exponent);
-  const double squared = squared_error(p, tall ? Product{stored_A.mH(), stored_B.mH()} : Product{stored_B, stored_A});
+  const auto stored = tall ? Product{stored_A.mH(), stored_B.mH()} : Product{stored_B, stored_A};
+  const double squared = rank == shorter && !options.tol ? estimated_squared_error(p, stored) : squared_error(p, stored);
   // The weights' exponents count half.
   const int weights = rows.exponent + columns.exponent, back = -exponent - (weights >> 1);
   const double odd = weights & 1 ? std::sqrt(0.5) : 1.0;
