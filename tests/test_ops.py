@@ -37,6 +37,12 @@ def incremental(n, rank, dtype=torch.float64):
     ).Q
 
 
+def weight(n, dtype=torch.float64):
+    """A positive definite matrix."""
+    A = matrix(n, 2 * n, dtype)
+    return A @ A.mH
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -138,6 +144,24 @@ SAMPLES = {
         [
             (matrix(9, 4), matrix(4, 4), matrix(8, 4), 0, 3, 0.0, [0.1, 0.2, 0.3]),
             (matrix(9, 2), matrix(2, 2), matrix(8, 2), 3, 3, 0.0, [0.0, 0.0, 0.0]),
+        ],
+        False,
+    ),
+    "weighted_low_rank": (
+        [
+            (matrix(12, 9), None, None, None, None, None, None, None),
+            (matrix(9, 12), weight(9), None, weight(12), None, None, 4, None),
+            (
+                matrix(12, 9, torch.complex64),
+                None,
+                None,
+                weight(9, torch.complex128),
+                None,
+                0.1 * torch.ones(9),
+                3,
+                None,
+            ),
+            (matrix(12, 9), torch.ones(12), None, *torch.linalg.eigh(weight(9)), None, None, 0.5),
         ],
         False,
     ),

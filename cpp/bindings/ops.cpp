@@ -12,6 +12,7 @@
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
 #include <fastlr/svd_backward.hpp>
+#include <fastlr/weighted_low_rank.hpp>
 
 #include "svd.hpp"
 
@@ -128,6 +129,17 @@ Factors incremental_compress(const at::Tensor& left, const at::Tensor& core, con
   return {r.U, r.S, r.Vh, at::tensor({r.error.settled, r.error.running, r.error.rounding, r.dropped}, at::kDouble)};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_low_rank(
+    const at::Tensor& W, const std::optional<at::Tensor>& left, const std::optional<at::Tensor>& left_vectors,
+    const std::optional<at::Tensor>& right, const std::optional<at::Tensor>& right_vectors,
+    const std::optional<at::Tensor>& mean, std::optional<int64_t> rank, std::optional<double> tol) {
+  const WithConjugateViews guard;
+  const auto r = fastlr::weighted_low_rank(W, {left, left_vectors}, {right, right_vectors}, mean, {rank, tol});
+  return {
+      r.B, r.A, r.S, r.bias,
+      at::tensor({r.error, r.norm, static_cast<double>(r.randomized), static_cast<double>(r.converged)}, at::kDouble)};
+}
+
 void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
@@ -141,6 +153,7 @@ void register_kernels(torch::Library& library) {
   library.impl("incremental_append", TORCH_FN(incremental_append));
   library.impl("incremental_compose", TORCH_FN(fastlr::compose));
   library.impl("incremental_compress", TORCH_FN(incremental_compress));
+  library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
 }
 
 }  // namespace
@@ -169,6 +182,8 @@ TORCH_LIBRARY(fastlr, library) {
   def("incremental_compose(Tensor[] chain) -> Tensor");
   def("incremental_compress(Tensor left, Tensor core, Tensor right, int least, int most, float tol, float[3] error) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor error)");
+  def("weighted_low_rank(Tensor W, Tensor? left, Tensor? left_vectors, Tensor? right, Tensor? right_vectors, "
+      "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }

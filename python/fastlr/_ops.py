@@ -168,6 +168,30 @@ def _(
     )
 
 
+@torch.library.register_fake("fastlr::weighted_low_rank")
+def _(
+    W: Tensor,
+    left: Tensor | None,
+    left_vectors: Tensor | None,
+    right: Tensor | None,
+    right_vectors: Tensor | None,
+    mean: Tensor | None,
+    rank: int | None,
+    tol: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    o, i = W.shape
+    k: Any = min(o, i) if rank is None else rank
+    if tol is not None:
+        k = torch.library.get_ctx().new_dynamic_size()
+    return (
+        W.new_empty((o, k)),
+        W.new_empty((k, i)),
+        W.new_empty((k,), dtype=torch.float64),
+        W.new_empty((0 if mean is None else o,)),
+        torch.empty((4,), dtype=torch.float64, device="cpu"),
+    )
+
+
 # X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
@@ -225,3 +249,4 @@ _not_differentiable("cluster_matrices", "fastlr.linalg.cluster_matrices")
 _not_differentiable("incremental_append", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compose", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compress", "fastlr.linalg.IncrementalSVD")
+_not_differentiable("weighted_low_rank", "fastlr.linalg.weighted_low_rank")

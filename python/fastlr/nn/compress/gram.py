@@ -66,6 +66,11 @@ class Gram:
         """The power of two just above the largest entry: divided by it, no product overflows."""
         return power_of_two_above(self.matrix)
 
+    @property
+    def unit(self) -> Tensor:
+        """G / scale."""
+        return self.matrix / self.scale
+
     @classmethod
     def of(cls, inputs: Tensor, *, exact: bool = True) -> Gram:
         """The Gram matrix of ``… × i`` inputs: tokens·i² multiply-adds, in chunks.
@@ -109,7 +114,7 @@ class Gram:
         About 9·i³ flops, the first time only.
         """
         if self._eigen is None:
-            values, vectors = torch.linalg.eigh(self.matrix / self.scale)
+            values, vectors = torch.linalg.eigh(self.unit)
             self._eigen = values, vectors
         return self._eigen
 
