@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastlr.nn import hf
 from fastlr.nn.compress.blocks import find_blocks
 from fastlr.nn.compress.calibration import Calibration, calibration_batches
+from fastlr.nn.compress.heal import HealReport, Student
 from fastlr.nn.compress.interrupt import interrupt_deferred
 from fastlr.nn.compress.report import CompressionReport, ModelSize
 from fastlr.nn.compress.run import CompressionRun, Settings, collect
@@ -34,6 +35,7 @@ def compress_llm(
     allocation: str | Mapping[str, float] | None = None,
     max_layer_ratio: float | None = None,
     rank_multiple: int = 1,
+    heal_steps: int = 0,
     calibration: Calibration | Statistics = None,
     tokenizer: Any = None,
     samples: int = 64,
@@ -43,11 +45,11 @@ def compress_llm(
     seed: int = 0,
     progress: bool = True,
 ) -> PreTrainedModel:
-    """Replace the linear layers of a causal language model by smaller ones of low rank.
+    """Replace the linear layers of a causal language model by smaller ones.
 
-    Every layer's new weight is the one of its rank that changes the layer's outputs least, on the
-    inputs that the calibration text gives rise to in the dense model. Without any data the model
-    writes that text itself.
+    The numbers that may be stored are spent where they keep the most of the model: its loss is
+    modelled by the second moments of every layer's inputs and of the loss's gradients at its
+    outputs, on calibration text. Without any data the model writes that text itself.
 
     Parameters
     ----------
@@ -55,19 +57,45 @@ def compress_llm(
         A decoder-only causal language model of any float dtype, changed in place. One that was read
         from a GGUF file can be saved afterwards.
     ratio : float, default 0.2
-        The share of the parameters of the compressed layers' weights to remove, between 0 and 1.
-    method : {"svd_llm", "svd"}
-        "svd_llm" minimises the error of the layers' outputs, "svd" that of the weights.
-    form : {"interpolative", "factored", "dense"}
-        How a weight of rank r is stored: as r of its rows or columns and what gives the others, in
-        r·(o + i) − r² numbers (:class:`InterpolativeLinear`); as two factors, in r·(o + i)
-        (:class:`LowRankLinear`); or recomposed in the dense shape, with the ranks of
-        "interpolative", which saves nothing and serves for measuring.
-    allocation : {"uniform"}
-        How the budget is shared: the same `ratio` in every layer.
+        The share of the numbers of the compressed layers' weights to remove, between 0 and 1. What
+        is stored beside values (which entries are kept, one bit each) is counted in numbers of the
+        model's dtype.
+    method : str, default "auto"
+        What the new weights are. "auto" is "sparse":
+
+        - "sparse": the entries that the loss can spare are left out, and the others, refitted, make
+          up for them. The most accurate; a layer needs fewer bytes, and less time where time is
+          reading them (a few tokens at once).
+        - "two_sided": of low rank, with both the inputs and the gradients as weights.
+        - "svd_llm": of low rank, with the inputs as weights: the least error of the layer's output.
+        - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
+          Fisher information; "svd": the least error of the weight.
+
+        Or a name given to :func:`fastlr.nn.compress.register_method`.
+    form : str, optional
+        How a weight of rank r is stored: "interpolative" (the default), as r of its rows or columns
+        and what gives the others, in r·(o + i) − r² numbers (:class:`InterpolativeLinear`);
+        "factored", as two factors, in r·(o + i) (:class:`LowRankLinear`); "dense", recomposed in
+        the dense shape, with the ranks of "interpolative", which saves nothing and serves for
+        measuring. The method "sparse" has the form "sparse" (:class:`SparseLinear`).
+    allocation : str or mapping, optional
+        How the budget is shared between the layers. By default "loss" for "sparse" and "two_sided":
+        the least predicted increase of the model's loss, with predictions that are first corrected
+        by measuring two layers of each type; and "uniform", the same `ratio` everywhere, for the
+        others. Also "knapsack" (least sum of relative errors, none far above their mean),
+        "svd_llm_v2", "d_rank" and "welore" (of low-rank methods), as published; or a mapping from
+        names or patterns of layers to the share to remove from each.
+    max_layer_ratio : float, optional
+        The most to remove from any layer, at least `ratio`.
+    rank_multiple : int, default 1
+        Only multiples of it are used as ranks.
+    heal_steps : int, default 0
+        Steps of distillation afterwards: the new layers and the norms learn to predict what the
+        dense model predicts on the calibration text. The state that does best on a part of it that
+        is held out is kept.
     calibration : optional
-        None: the model samples its own text (no data needed; with method "svd", which needs no
-        inputs, nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
+        None: the model samples its own text (no data needed; with method "svd", which needs none,
+        nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
         A 1-D tensor: a stream of tokens. All of these are cut into `samples` windows of `seq_len`
         tokens, non-overlapping and at random. A 2-D tensor: windows, `samples` of its rows are
         used. A mapping with ``input_ids`` and perhaps ``attention_mask``: one batch. Any other
@@ -118,19 +146,28 @@ def compress_llm(
     Notes
     -----
     The layers' inputs are those of the dense model: the error of earlier layers is not propagated.
-    One forward pass through the blocks (and one more of the first batch), with Gram matrices in
-    float64, tokens·i² multiply-adds for every distinct input of width i; then for each layer an
-    eigenproblem of size min(o, i) and, for the interpolative form, two interpolative
-    decompositions. Memory beside the dense model: the hidden states of the calibration text between
-    two blocks, one block's Gram matrices, and the compressed weights, which replace the dense ones
-    all at once at the end.
+    Without gradients, one forward pass through the blocks (and one more of the first batch); with
+    them ("sparse", "two_sided", "fwsvd") one forward and one backward pass, in which no parameter
+    gets a gradient. Gram matrices take tokens·(i² + o²) multiply-adds a layer. Then an
+    eigenproblem of size min(o, i) a layer for low rank, and for the interpolative form two
+    interpolative decompositions; for "sparse" two Cholesky factors, a sort of the entries, and at
+    most thirty conjugate gradient steps of 2·o·i·(o + i) flops. A step of `heal_steps` is two
+    forward passes and a backward pass over some 2048 tokens.
 
-    The optimum is that of SVD-LLM [1]_; it is computed as in :func:`fastlr.nn.compress.solve`.
+    Memory beside the dense model: where the budget is shared by "uniform" and no gradients are
+    needed, the hidden states of the calibration text between two blocks and one block's Gram
+    matrices; otherwise those of all layers, 8·(i² + o²) bytes each. And the new weights, which
+    replace the dense ones all at once at the end.
+
+    See the documentation's pages on the theory for the formulas, and :doc:`/quality` for what is
+    measured. "svd_llm" is [1]_; the loss model is that of [2]_.
 
     References
     ----------
     .. [1] X. Wang, Y. Zheng, Z. Wan, M. Zhang, "SVD-LLM: Truncation-aware singular value
        decomposition for large language model compression", ICLR 2025.
+    .. [2] J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate
+       curvature", ICML 2015.
 
     Examples
     --------
@@ -142,21 +179,24 @@ def compress_llm(
     >>> model = compress_llm(model, 0.3, calibration=torch.arange(64), seq_len=16, samples=4,
     ...                      progress=False)
     >>> report = model.fastlr_report
-    >>> len(report.layers), 0.3 <= report.ratio_achieved < 0.35
+    >>> len(report.layers), 0.3 <= report.ratio_achieved < 0.31
     (14, True)
-    >>> layer = model.model.layers[0].self_attn.k_proj
-    >>> type(layer).__name__, layer.rank, layer.weight_parameters()
-    ('InterpolativeLinear', 9, 351)
+    >>> sum(type(module).__name__ == "SparseLinear" for module in model.modules()) > 10
+    True
     """
     start = time.perf_counter()
     settings = Settings.of(
         ratio, method, form, allocation, max_layer_ratio, rank_multiple
     )
+    if not isinstance(heal_steps, int) or heal_steps < 0:
+        raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     require_causal_lm(model)
     require_unquantized(model)
     stack = find_blocks(model)
     blocks = find_targets(model, stack, targets, ignore)
 
+    student: Student | None = None
+    healed: HealReport | None = None
     run = CompressionRun(settings)
     try:
         with Progress(progress) as bar, evaluation_mode(model):
@@ -176,12 +216,16 @@ def compress_llm(
                 )
                 run.seconds["calibration"] = time.perf_counter() - start
                 run.from_batches(model, stack, blocks, batches, bar)
+            if heal_steps:
+                student, healed = run.heal(model, heal_steps, seed=seed, bar=bar)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(UNCHANGED) from None
 
     before = ModelSize.of(model)
     with interrupt_deferred(COMPLETED):
         replace_modules(model, run.replacements)
+        if student is not None:
+            student.install(model)
         hf.describe_compressed(model)
         run.seconds["total"] = time.perf_counter() - start
         report = CompressionReport(
@@ -195,6 +239,7 @@ def compress_llm(
             run.tokens,
             run.seconds,
             run.predictions,
+            healed,
         )
         # Not a module or a tensor: typing knows no other attributes of a module.
         model.__dict__["fastlr_report"] = report

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # More at once would only enlarge the logits, vocabulary × tokens numbers.
 _TOKENS_AT_ONCE = 1024
-# Parts that are kept to compare predicted losses with measured ones.
-_PROBES = 2
 
 
 def collect_with_gradients(
@@ -38,7 +36,7 @@ def collect_with_gradients(
     """
     layers = {name: module for block in targets for name, module in block.items()}
     inputs, outputs = InputCollector(layers), _GradientCollector(layers)
-    parts = [part for batch in batches for part in _split(batch)]
+    parts = [part for batch in batches for part in split(batch)]
     bar.stage("Inputs and gradients", len(parts))
     with _only_activations(model), inputs.listening(), outputs.listening():
         for number, part in enumerate(parts):
@@ -53,7 +51,7 @@ def collect_with_gradients(
             inputs.finish()
             bar.step()
     tokens = sum(batch.tokens() for batch in batches)
-    return Statistics(inputs.grams(), tokens, gradients=outputs.grams, probes=parts[:_PROBES])
+    return Statistics(inputs.grams(), tokens, gradients=outputs.grams, batches=list(batches))
 
 
 def negative_log_likelihood(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -66,7 +64,10 @@ def negative_log_likelihood(model: PreTrainedModel, batch: Batch) -> Tensor:
     if mask is not None:
         # Position t predicts token t + 1: both must count.
         wanted = wanted.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten(), reduction="sum")
+    # Half types would round the sum away.
+    predicted = logits[:, :-1].flatten(0, 1)
+    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+    return F.cross_entropy(predicted, wanted.flatten(), reduction="sum")
 
 
 def number_of(parts: Sequence[Batch], index: int) -> str:
@@ -76,7 +77,8 @@ def number_of(parts: Sequence[Batch], index: int) -> str:
     return str(first) if first == last else f"{first} to {last}"
 
 
-def _split(batch: Batch) -> Iterator[Batch]:
+def split(batch: Batch) -> Iterator[Batch]:
+    """The sequences of a batch, some 1024 tokens of them at a time."""
     count = max(1, _TOKENS_AT_ONCE // batch.input_ids.shape[1])
     for start in range(0, len(batch.input_ids), count):
         rows = slice(start, start + count)

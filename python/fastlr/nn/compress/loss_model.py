@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastlr.nn.compress.allocation import Budget, by_type, uniform
 from fastlr.nn.compress.calibration import Batch
-from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.compress.divergence import log_probabilities
+from fastlr.nn.compress.gradients import split
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -47,12 +48,14 @@ def measure_layers(
 ) -> list[LossPrediction]:
     """Compress two layers of each type, one after the other and alone, by the share of the budget.
 
-    One forward pass over the batches each; the model is as it was afterwards.
+    One forward pass over some 2048 tokens each; the model is as it was afterwards.
     """
+    parts = [part for batch in batches for part in split(batch)]
+    batches = [parts[k] for k in sorted({0, len(parts) // 2})]
     names = [name for group in by_type(budget.candidates).values() for name in _spread(group)]
     at_uniform = uniform(budget)
     bar.stage("Measuring predictions", len(names) + 1)
-    dense = _log_probabilities(model, batches)
+    dense = _predictions(model, batches)
     bar.step()
     found = []
     for name in names:
@@ -62,7 +65,7 @@ def measure_layers(
             original = model.get_submodule(name)
             replace_modules(model, {name: replacement})
             try:
-                divergence = _divergence(dense, _log_probabilities(model, batches))
+                divergence = _divergence(dense, _predictions(model, batches))
             finally:
                 replace_modules(model, {name: original})
             predicted = float(candidates.errors[index]) / 2
@@ -97,18 +100,9 @@ def _spread(names: Sequence[str]) -> list[str]:
     return [names[(2 * k + 1) * len(names) // (2 * count)] for k in range(count)]
 
 
-def _log_probabilities(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
-    """Of every token at every position that counts, positions × vocabulary."""
-    device = embedding_weight(model).device
-    found = []
+def _predictions(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
     with torch.no_grad():
-        for batch in batches:
-            mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-            ids = batch.input_ids.to(device)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            rows = logits.flatten(0, 1) if mask is None else logits[mask != 0]
-            found.append(F.log_softmax(rows.float(), -1))
-    return torch.cat(found)
+        return torch.cat([log_probabilities(model, batch) for batch in batches])
 
 
 def _divergence(dense: Tensor, other: Tensor) -> float:

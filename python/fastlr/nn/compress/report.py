@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlr.nn.compress.heal import HealReport
 from fastlr.nn.compress.loss_model import LossPrediction
 
 LEFT_DENSE = "left dense"
@@ -122,6 +123,8 @@ class CompressionReport:
     predictions : list of LossPrediction
         What compressing single layers was predicted to do to the loss, and what it did: of the
         layers that were measured for the allocation "loss".
+    heal : HealReport or None
+        What the distillation did, where there was one.
 
     Examples
     --------
@@ -147,6 +150,7 @@ class CompressionReport:
     calibration_tokens: int
     seconds: dict[str, float]
     predictions: list[LossPrediction] = field(default_factory=list)
+    heal: HealReport | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -196,6 +200,7 @@ class CompressionReport:
             "mean_output_error": self.mean_output_error,
             "seconds": dict(self.seconds),
             "predictions": [asdict(prediction) for prediction in self.predictions],
+            "heal": asdict(self.heal) if self.heal else None,
             "layers": layers,
         }
 

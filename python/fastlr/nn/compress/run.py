@@ -15,6 +15,7 @@ from fastlr.nn.compress.blocks import BlockStack
 from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.gradients import collect_with_gradients
 from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.heal import HealReport, Student, heal
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
 from fastlr.nn.compress.methods import Method, method_named
 from fastlr.nn.compress.problem import Candidates, LayerProblem
@@ -100,6 +101,7 @@ class CompressionRun:
     reports: list[LayerReport] = field(default_factory=list)
     predictions: list[LossPrediction] = field(default_factory=list)
     tokens: int = 0
+    batches: list[Batch] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: {
             "calibration": 0.0,
@@ -126,6 +128,7 @@ class CompressionRun:
             self.seconds["statistics"] = time.perf_counter() - start
             self.from_statistics(model, blocks, statistics, bar)
             return
+        self.batches = list(batches)
         self.tokens = sum(batch.tokens() for batch in batches)
         count = sum(len(block) for block in blocks)
         source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
@@ -147,7 +150,7 @@ class CompressionRun:
         start = time.perf_counter()
         calibrated = statistics is not None
         statistics = statistics or Statistics({}, 0)
-        self.tokens = statistics.tokens
+        self.tokens, self.batches = statistics.tokens, statistics.batches
         if calibrated and self.settings.method.gradients and not statistics.gradients:
             raise ValueError(
                 f"calibration: these statistics hold no gradients, which method="
@@ -161,10 +164,10 @@ class CompressionRun:
             bar.step(problem.name)
             candidates[problem.name] = self._prepare(problem)
         factors: dict[str, float] = {}
-        if self.settings.allocation == "loss" and statistics.probes:
+        if self.settings.allocation == "loss" and statistics.batches:
             began = time.perf_counter()
             budget = self._budget(problems, candidates, {})
-            self.predictions = measure_layers(model, budget, statistics.probes, bar)
+            self.predictions = measure_layers(model, budget, statistics.batches, bar)
             factors = factors_of(self.predictions, candidates)
             self.seconds["measuring"] = time.perf_counter() - began
         chosen = self._allocate(problems, candidates, factors)
@@ -175,6 +178,18 @@ class CompressionRun:
             self._build(problem, candidates.pop(problem.name), chosen[problem.name])
         spent = time.perf_counter() - start
         self.seconds["factorization"] = spent - self.seconds["measuring"]
+
+    def heal(
+        self, model: PreTrainedModel, steps: int, *, seed: int, bar: Progress
+    ) -> tuple[Student, HealReport]:
+        """Train the new layers, and a copy of the model's norms, to do what the model does."""
+        if not self.batches:
+            raise ValueError("heal_steps: there is no calibration text to train on")
+        start = time.perf_counter()
+        student = Student(model, self.replacements)
+        report = heal(model, student, self.batches, steps, seed=seed, bar=bar)
+        self.seconds["healing"] = time.perf_counter() - start
+        return student, report
 
     def _prepare(self, problem: LayerProblem) -> Candidates:
         return self.settings.method.prepare(problem, self.settings.form, self.settings.multiple)

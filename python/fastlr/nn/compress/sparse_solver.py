@@ -33,6 +33,7 @@ def saliency(weight: Tensor, left_inverse: Tensor, right_inverse: Tensor) -> Ten
     .. [1] B. Hassibi, D. G. Stork, "Second order derivatives for network pruning: Optimal brain
        surgeon", NIPS 1992.
     """
+    left_inverse, right_inverse = left_inverse.to(weight.device), right_inverse.to(weight.device)
     return weight.square() / (left_inverse[:, None] * right_inverse[None, :])
 
 

@@ -39,8 +39,8 @@ class Statistics:
     gradients : dict
         Layer name → :class:`Gram` of the gradients of the model's loss at the layer's output; empty
         where no method that was asked for needs them.
-    probes : list of Batch
-        Some of the calibration, on which predicted losses are compared with measured ones.
+    batches : list of Batch
+        The tokens themselves: some are used again to measure predicted losses, and to heal.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class Statistics:
     tokens: int
     seconds: float = 0.0
     gradients: Grams = field(default_factory=dict)
-    probes: list[Batch] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
 
     def nbytes(self) -> int:
         """Bytes of the distinct Gram matrices."""
@@ -180,7 +180,7 @@ def collect_statistics(
     for block in walk_statistics(model, stack, targets, batches, bar):
         grams.update(block)
     tokens = sum(batch.tokens() for batch in batches)
-    return Statistics(grams, tokens, time.perf_counter() - start)
+    return Statistics(grams, tokens, time.perf_counter() - start, batches=list(batches))
 
 
 def _same_tensor(first: Tensor, second: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastlr.nn.compress.forms import FORMS
-from fastlr.nn.compress.methods import asvd, fwsvd, sparse, svd, svd_llm, two_sided
+from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
 from fastlr.nn.compress.problem import Candidates, LayerProblem
 
 LOW_RANK_FORMS = tuple(FORMS)
@@ -48,6 +48,10 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "svd": Method(svd.prepare),
+    # The same closed form has been published under two names.
+    "afm": Method(afm.prepare, inputs=True),
+    "lord": Method(afm.prepare, inputs=True),
+    "welore": Method(svd.prepare, allocation="welore"),
     "fwsvd": Method(fwsvd.prepare, gradients=True),
     "asvd": Method(asvd.prepare, inputs=True),
     "svd_llm": Method(svd_llm.prepare, inputs=True),
