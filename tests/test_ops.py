@@ -5,6 +5,7 @@ import torch
 
 import fastlr
 import fastlr.linalg  # registers the operators
+from fastlr.linalg.bit_mask import pack_mask
 from references import unit_roundoff
 
 OPS = torch.ops.fastlr
@@ -41,6 +42,12 @@ def weight(n, dtype=torch.float64):
     """A positive definite matrix."""
     A = matrix(n, 2 * n, dtype)
     return A @ A.mH
+
+
+def sparse(o, i, density, dtype=torch.float64):
+    """The kept entries of a matrix, and their bits."""
+    kept = matrix(i, o).T.abs() < torch.special.ndtri(torch.tensor((1 + density) / 2))
+    return matrix(o, i, dtype)[kept], pack_mask(kept)
 
 
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
@@ -164,6 +171,43 @@ SAMPLES = {
             (matrix(12, 9), torch.ones(12), None, *torch.linalg.eigh(weight(9)), None, None, 0.5),
         ],
         False,
+
+
+    "sparse_expand": (
+        [(*sparse(5, 11, 0.6), 11), (*sparse(4, 70, 0.3, torch.float32), 70)],
+        True,
+    ),
+    "sparse_gather": (
+        [
+            (matrix(o, i, dtype), mask, len(values))
+            for o, i, dtype in [(5, 11, torch.float64), (4, 70, torch.float32)]
+            for values, mask in [sparse(o, i, 0.6)]
+        ],
+        True,
+    ),
+    "sparse_linear": (
+        [
+            (matrix(3, 11), *sparse(5, 11, 0.6)),
+            (matrix(20, 11), *sparse(5, 11, 0.6)),
+            (matrix(3, 70).expand(2, 3, 70), *sparse(4, 70, 0.3)),
+            (matrix(3, 150, torch.float32), *sparse(7, 150, 0.8, torch.float32)),
+        ],
+        True,
+    ),
+    "sparse_linear_adjoint": (
+        [
+            (matrix(3, 5), *sparse(5, 11, 0.6), 11),
+            (matrix(20, 7, torch.float32), *sparse(7, 150, 0.8, torch.float32), 150),
+        ],
+        True,
+    ),
+    "sparse_products": (
+        [
+            (matrix(3, o), matrix(3, i), mask, len(values))
+            for o, i in [(5, 11), (4, 70)]
+            for values, mask in [sparse(o, i, 0.6)]
+        ],
+        True,
     ),
 }
 # For finite differences, where the samples are approximations: factors to rounding, by a dense SVD.
@@ -241,10 +285,11 @@ def test_input_is_not_written_to(name, sample):
 @pytest.mark.parametrize(("name", "sample"), matrix_cases)
 def test_non_contiguous_input(name, sample):
     A, expected = sample[0], run(name, sample)
-    *batch, m, n = A.shape
-    spaced = torch.zeros(*batch, 2 * m, 3 * n, dtype=A.dtype)[..., ::2, ::3]
-    spaced.copy_(A)
-    for view in (A.mT.contiguous().mT, spaced):
+    views = [A.repeat_interleave(3, -1)[..., ::3]]
+    if A.ndim > 1:
+        views[0] = A.repeat_interleave(2, -2).repeat_interleave(3, -1)[..., ::2, ::3]
+        views.append(A.mT.contiguous().mT)
+    for view in views:
         assert_equal_to_rounding(run(name, (view, *sample[1:])), expected, A)
 
 

@@ -1,5 +1,7 @@
 // Operator schemas torch.ops.fastlr.*; fake implementations and autograd are in python/fastlr/_ops.py.
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -11,6 +13,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
+#include <fastlr/sparse_linear.hpp>
 #include <fastlr/svd_backward.hpp>
 #include <fastlr/weighted_low_rank.hpp>
 
@@ -140,6 +143,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_
       at::tensor({r.error, r.norm, static_cast<double>(r.randomized), static_cast<double>(r.converged)}, at::kDouble)};
 }
 
+// Under autocast a product is taken in the lower type, as that of a dense layer is.
+at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
+  const auto device = X.device().type();
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const auto lower = at::autocast::get_autocast_dtype(device);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastlr::sparse_linear", "")
+                             .typed<decltype(autocast_sparse_linear)>();
+  return op.call(at::autocast::cached_cast(lower, X, device), at::autocast::cached_cast(lower, values, device), mask);
+}
+
 void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
@@ -154,6 +169,11 @@ void register_kernels(torch::Library& library) {
   library.impl("incremental_compose", TORCH_FN(fastlr::compose));
   library.impl("incremental_compress", TORCH_FN(incremental_compress));
   library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
+  library.impl("sparse_expand", TORCH_FN(fastlr::sparse_expand));
+  library.impl("sparse_gather", TORCH_FN(fastlr::sparse_gather));
+  library.impl("sparse_linear", TORCH_FN(fastlr::sparse_linear));
+  library.impl("sparse_linear_adjoint", TORCH_FN(fastlr::sparse_linear_adjoint));
+  library.impl("sparse_products", TORCH_FN(fastlr::sparse_products));
 }
 
 }  // namespace
@@ -184,10 +204,17 @@ TORCH_LIBRARY(fastlr, library) {
       "(Tensor U, Tensor S, Tensor Vh, Tensor error)");
   def("weighted_low_rank(Tensor W, Tensor? left, Tensor? left_vectors, Tensor? right, Tensor? right_vectors, "
       "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
+  def("sparse_expand(Tensor values, Tensor mask, SymInt columns) -> Tensor");
+  def("sparse_gather(Tensor matrix, Tensor mask, SymInt nonzeros) -> Tensor");
+  def("sparse_linear(Tensor X, Tensor values, Tensor mask) -> Tensor");
+  def("sparse_linear_adjoint(Tensor Y, Tensor values, Tensor mask, SymInt columns) -> Tensor");
+  def("sparse_products(Tensor Y, Tensor X, Tensor mask, SymInt nonzeros) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }
 TORCH_LIBRARY_IMPL(fastlr, CUDA, library) { register_kernels(library); }
+TORCH_LIBRARY_IMPL(fastlr, AutocastCPU, library) { library.impl("sparse_linear", TORCH_FN(autocast_sparse_linear)); }
+TORCH_LIBRARY_IMPL(fastlr, AutocastCUDA, library) { library.impl("sparse_linear", TORCH_FN(autocast_sparse_linear)); }
 // No tensor argument says where random_matrix runs: its device argument does.
 TORCH_LIBRARY_IMPL(fastlr, CompositeExplicitAutograd, library) {
   library.impl("random_matrix", TORCH_FN(random_matrix));

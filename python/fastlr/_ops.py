@@ -192,6 +192,31 @@ def _(
     )
 
 
+@torch.library.register_fake("fastlr::sparse_expand")
+def _(values: Tensor, mask: Tensor, columns: int) -> Tensor:
+    return values.new_empty((mask.shape[0], columns))
+
+
+@torch.library.register_fake("fastlr::sparse_gather")
+def _(matrix: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    return matrix.new_empty((nonzeros,))
+
+
+@torch.library.register_fake("fastlr::sparse_linear")
+def _(X: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    return X.new_empty((*X.shape[:-1], mask.shape[0]))
+
+
+@torch.library.register_fake("fastlr::sparse_linear_adjoint")
+def _(Y: Tensor, values: Tensor, mask: Tensor, columns: int) -> Tensor:
+    return Y.new_empty((*Y.shape[:-1], columns))
+
+
+@torch.library.register_fake("fastlr::sparse_products")
+def _(Y: Tensor, X: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    return X.new_empty((nonzeros,))
+
+
 # X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
@@ -231,6 +256,90 @@ def _svd_backward(
 
 for _name in ("randomized_svd", "adaptive_svd"):
     torch.library.register_autograd(f"fastlr::{_name}", _svd_backward, setup_context=_svd_context)
+
+
+# A matrix W with the values v, expanded or gathered: each is the other's adjoint. And the three
+# gradients of the sum of v · (Yᵀ X) over the kept entries: X Wᵀ by Y, Y W by X, the kept entries of
+# Yᵀ X by v.
+
+
+def _expand_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, mask, _ = inputs
+    ctx.nonzeros = values.shape[0]
+    ctx.save_for_backward(mask)
+
+
+def _expand_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.fastlr.sparse_gather(grad, *ctx.saved_tensors, ctx.nonzeros), None, None
+
+
+def _gather_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    matrix, mask, _ = inputs
+    ctx.columns = matrix.shape[1]
+    ctx.save_for_backward(mask)
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.fastlr.sparse_expand(grad, *ctx.saved_tensors, ctx.columns), None, None
+
+
+def _sparse_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    one, other, mask, *_ = inputs
+    ctx.save_for_backward(one, other, mask)
+
+
+def _by_Y(X: Tensor, values: Tensor, mask: Tensor) -> Any:
+    return torch.ops.fastlr.sparse_linear(X, values, mask)
+
+
+def _by_X(Y: Tensor, values: Tensor, mask: Tensor, X: Tensor) -> Any:
+    return torch.ops.fastlr.sparse_linear_adjoint(Y, values, mask, X.shape[-1])
+
+
+def _by_values(Y: Tensor, X: Tensor, mask: Tensor, values: Tensor) -> Any:
+    return torch.ops.fastlr.sparse_products(Y, X, mask, values.shape[0])
+
+
+def _linear_backward(ctx: Any, Y: Tensor) -> tuple[Tensor | None, ...]:
+    X, values, mask = ctx.saved_tensors
+    wants_X, wants_values, _ = ctx.needs_input_grad
+    return (
+        _by_X(Y, values, mask, X) if wants_X else None,
+        _by_values(Y, X, mask, values) if wants_values else None,
+        None,
+    )
+
+
+def _adjoint_backward(ctx: Any, X: Tensor) -> tuple[Tensor | None, ...]:
+    Y, values, mask = ctx.saved_tensors
+    wants_Y, wants_values, *_ = ctx.needs_input_grad
+    return (
+        _by_Y(X, values, mask) if wants_Y else None,
+        _by_values(Y, X, mask, values) if wants_values else None,
+        None,
+        None,
+    )
+
+
+def _products_backward(ctx: Any, values: Tensor) -> tuple[Tensor | None, ...]:
+    Y, X, mask = ctx.saved_tensors
+    wants_Y, wants_X, *_ = ctx.needs_input_grad
+    return (
+        _by_Y(X, values, mask) if wants_Y else None,
+        _by_X(Y, values, mask, X) if wants_X else None,
+        None,
+        None,
+    )
+
+
+for _name, _setup, _backward in (
+    ("sparse_expand", _expand_context, _expand_backward),
+    ("sparse_gather", _gather_context, _gather_backward),
+    ("sparse_linear", _sparse_context, _linear_backward),
+    ("sparse_linear_adjoint", _sparse_context, _adjoint_backward),
+    ("sparse_products", _sparse_context, _products_backward),
+):
+    torch.library.register_autograd(f"fastlr::{_name}", _backward, setup_context=_setup)
 
 
 def _not_differentiable(name: str, what: str) -> None:

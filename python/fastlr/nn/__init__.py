@@ -1,14 +1,15 @@
-"""Low-rank layers and the compression of language models, built on ``fastlr.linalg``."""
+"""Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SparseLinear
 
 __all__ = [
     "CompressionReport",
     "InterpolativeLinear",
     "LowRankLinear",
+    "SparseLinear",
     "compress_llm",
     "load",
     "perplexity",

@@ -13,14 +13,15 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
-from fastlr.nn.modules.base import FactoredLinear
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SparseLinear
+from fastlr.nn.modules.base import CompressedLinear
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
-CLASSES: dict[str, type[FactoredLinear]] = {
+CLASSES: dict[str, type[CompressedLinear]] = {
     "InterpolativeLinear": InterpolativeLinear,
     "LowRankLinear": LowRankLinear,
+    "SparseLinear": SparseLinear,
 }
 
 
@@ -62,17 +63,17 @@ class FastlrConfig(QuantizationConfigMixin):
 
     @classmethod
     def of(cls, model: nn.Module) -> FastlrConfig:
-        """The description of the low-rank layers of `model`."""
+        """The description of the compressed layers of `model`."""
         import fastlr
 
         layers = {
             name: {"class": type(module).__name__, **module.structure()}
             for name, module in model.named_modules()
-            if isinstance(module, FactoredLinear)
+            if isinstance(module, CompressedLinear)
         }
         return cls(layers, fastlr_version=fastlr.__version__)
 
-    def build(self, name: str, dtype: torch.dtype | None) -> FactoredLinear:
+    def build(self, name: str, dtype: torch.dtype | None) -> CompressedLinear:
         """An empty layer on the meta device, as `name` was."""
         arguments = dict(self.layers[name])
         kind = arguments.pop("class")
@@ -85,7 +86,7 @@ class FastlrConfig(QuantizationConfigMixin):
 
 @register_quantizer(QUANT_METHOD)
 class FastlrQuantizer(HfQuantizer):
-    """Puts empty low-rank layers into a model before transformers loads its weights."""
+    """Puts empty compressed layers into a model before transformers loads its weights."""
 
     quantization_config: FastlrConfig
 
@@ -109,7 +110,7 @@ class FastlrQuantizer(HfQuantizer):
         missing = [
             f"{name}.{key}"
             for name, module in model.named_modules()
-            if isinstance(module, FactoredLinear) and not hasattr(module, "_hf_hook")
+            if isinstance(module, CompressedLinear) and not hasattr(module, "_hf_hook")
             for key, tensor in (*module.named_parameters(), *module.named_buffers())
             if not getattr(tensor, "_is_hf_initialized", False)
         ]
@@ -118,6 +119,10 @@ class FastlrQuantizer(HfQuantizer):
                 f"the checkpoint was not written completely: {len(missing)} tensors of compressed "
                 f"layers are missing, the first is {missing[0]}"
             )
+        for name, module in model.named_modules():
+            damage = module.damage() if isinstance(module, CompressedLinear) else None
+            if damage is not None:
+                raise ValueError(f"the checkpoint is damaged: layer {name!r}: {damage}")
         forget_quantizer(model)
         model.config.quantization_config = self.quantization_config
         return model

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastlr.nn.compress.heal import HealReport
 from fastlr.nn.compress.loss_model import LossPrediction
+from fastlr.nn.modules.base import CompressedLinear
 
 LEFT_DENSE = "left dense"
 NEVER_CALLED = "its input never occurred in the calibration: compressed by its weight alone"
@@ -86,7 +87,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters, and bytes of parameters and saved buffers; a tied tensor counts once."""
+    """Parameters, and bytes of parameters and saved buffers; a tied tensor counts once.
+
+    What a compressed layer needs beside its parameters (the mask of a sparse one) counts in numbers
+    of its dtype.
+    """
 
     parameters: int
     bytes: int
@@ -96,8 +101,14 @@ class ModelSize:
         """Count `model`."""
         parameters = {id(p): p for p in model.parameters()}
         tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()} | parameters
+        layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
+        beside = sum(
+            layer.weight_parameters()
+            - sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
+            for layer in layers
+        )
         return cls(
-            sum(p.numel() for p in parameters.values()),
+            sum(p.numel() for p in parameters.values()) + beside,
             sum(t.numel() * t.element_size() for t in tensors.values()),
         )
 

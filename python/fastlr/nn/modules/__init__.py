@@ -1,6 +1,7 @@
-"""Layers that store a linear map of low rank."""
+"""Layers that store a linear map in fewer numbers."""
 
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
+from fastlr.nn.modules.sparse_linear import SparseLinear
 
-__all__ = ["InterpolativeLinear", "LowRankLinear"]
+__all__ = ["InterpolativeLinear", "LowRankLinear", "SparseLinear"]

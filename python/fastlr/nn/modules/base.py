@@ -1,4 +1,4 @@
-"""What the low-rank layers have in common."""
+"""What the compressed layers have in common."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="FactoredLinear")
 
 
-class FactoredLinear(nn.Module, abc.ABC):
-    """A linear layer whose weight, of rank `rank`, is stored in fewer numbers than it has entries.
+class CompressedLinear(nn.Module, abc.ABC):
+    """A linear layer whose weight is stored in fewer numbers than it has entries.
 
-    Beside its factors every such layer keeps a persistent buffer ``weight`` without any element.
-    A checkpoint that holds it cannot be loaded into a dense layer: the shapes differ, and
-    transformers raises an error instead of leaving the dense weights at random values.
+    Beside what stands for the weight every such layer keeps a persistent buffer ``weight`` without
+    any element. A checkpoint that holds it cannot be loaded into a dense layer: the shapes differ,
+    and transformers raises an error instead of leaving the dense weights at random values.
     """
 
     in_features: int
     out_features: int
-    rank: int
     weight: Tensor
     bias: nn.Parameter | None
 
@@ -34,18 +33,18 @@ class FactoredLinear(nn.Module, abc.ABC):
         self,
         in_features: int,
         out_features: int,
-        rank: int,
         bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        check_sizes(type(self).__name__, in_features, out_features, rank)
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            if value < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {value}")
         if dtype is not None and dtype not in FLOAT_DTYPES:
             raise TypeError(f"{type(self).__name__}: dtype must be a real float type, got {dtype}")
         self.in_features = in_features
         self.out_features = out_features
-        self.rank = rank
         self.register_buffer("weight", torch.empty(0, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
@@ -58,6 +57,95 @@ class FactoredLinear(nn.Module, abc.ABC):
     @abc.abstractmethod
     def compose(self) -> Tensor:
         """The dense weight, ``out_features × in_features``, in float64."""
+
+    @abc.abstractmethod
+    def _size(self) -> dict[str, int]:
+        """The argument that says how much of the weight is kept."""
+
+    def to_dense(self) -> nn.Linear:
+        """The dense ``torch.nn.Linear`` with the same weight and bias, in this layer's dtype.
+
+        The weight is composed in float64 and rounded once.
+        """
+        factor = next(self.parameters())
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            device=factor.device,
+            dtype=factor.dtype,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.compose())
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear.train(self.training)
+
+    def weight_parameters(self) -> int:
+        """How many numbers stand for the weight (the bias is not counted)."""
+        return sum(p.numel() for name, p in self.named_parameters() if name != "bias")
+
+    def weight_bytes(self) -> int:
+        """Bytes that stand for the weight, buffers included."""
+        factors = (p for name, p in self.named_parameters() if name != "bias")
+        return sum(t.numel() * t.element_size() for t in (*factors, *self.buffers()))
+
+    def damage(self) -> str | None:
+        """What makes the stored tensors contradict each other, or None: checked after loading."""
+        return None
+
+    def structure(self) -> dict[str, Any]:
+        """The arguments that rebuild an empty layer of this shape."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            **self._size(),
+            "bias": self.bias is not None,
+        }
+
+    def extra_repr(self) -> str:
+        described = ", ".join(f"{key}={value}" for key, value in self.structure().items())
+        return f"{described}, parameters={sum(p.numel() for p in self.parameters())}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        damage = self.damage()
+        if damage is not None:
+            error_msgs.append(f"{prefix.rstrip('.') or type(self).__name__} is damaged: {damage}")
+
+    def _store_bias(self, bias: Tensor | None) -> None:
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+
+class FactoredLinear(CompressedLinear):
+    """A linear layer whose weight, of rank `rank`, is stored as factors."""
+
+    rank: int
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        check_rank(type(self).__name__, in_features, out_features, rank)
+        self.rank = rank
 
     @classmethod
     @abc.abstractmethod
@@ -110,7 +198,7 @@ class FactoredLinear(nn.Module, abc.ABC):
 
         weight = dense_weight(linear)
         out_features, in_features = weight.shape
-        check_sizes(cls.__name__, in_features, out_features, rank)
+        check_rank(cls.__name__, in_features, out_features, rank)
         truncation = solve(weight, gram).truncate(rank)
         return cls.in_place_of(linear, truncation.basis, truncation.projected)
 
@@ -122,57 +210,12 @@ class FactoredLinear(nn.Module, abc.ABC):
             basis, projected, dense_bias(linear), dtype=weight.dtype, device=weight.device
         )
 
-    def to_dense(self) -> nn.Linear:
-        """The dense ``torch.nn.Linear`` with the same weight and bias, in this layer's dtype.
-
-        The product of the factors is taken in float64 (2·o·i·r flops) and rounded once.
-        """
-        factor = next(self.parameters())
-        linear = nn.Linear(
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=factor.device,
-            dtype=factor.dtype,
-        )
-        with torch.no_grad():
-            linear.weight.copy_(self.compose())
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear.train(self.training)
-
-    def weight_parameters(self) -> int:
-        """How many numbers stand for the weight (the bias is not counted)."""
-        return sum(p.numel() for name, p in self.named_parameters() if name != "bias")
-
-    def weight_bytes(self) -> int:
-        """Bytes that stand for the weight, the order of an interpolative layer included."""
-        factors = (p for name, p in self.named_parameters() if name != "bias")
-        return sum(t.numel() * t.element_size() for t in (*factors, *self.buffers()))
-
-    def structure(self) -> dict[str, Any]:
-        """The arguments that rebuild an empty layer of this shape."""
-        return {
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "rank": self.rank,
-            "bias": self.bias is not None,
-        }
-
-    def extra_repr(self) -> str:
-        described = ", ".join(f"{key}={value}" for key, value in self.structure().items())
-        return f"{described}, parameters={sum(p.numel() for p in self.parameters())}"
-
-    def _store_bias(self, bias: Tensor | None) -> None:
-        if self.bias is not None and bias is not None:
-            self.bias.copy_(bias)
+    def _size(self) -> dict[str, int]:
+        return {"rank": self.rank}
 
 
-def check_sizes(owner: str, in_features: int, out_features: int, rank: int) -> None:
-    """Raise ValueError unless the sizes are positive and 1 ≤ rank ≤ min(sizes)."""
-    for name, value in (("in_features", in_features), ("out_features", out_features)):
-        if value < 1:
-            raise ValueError(f"{owner}: {name} must be at least 1, got {value}")
+def check_rank(owner: str, in_features: int, out_features: int, rank: int) -> None:
+    """Raise ValueError unless 1 ≤ rank ≤ min(sizes)."""
     limit = min(in_features, out_features)
     if not 1 <= rank <= limit:
         raise ValueError(

@@ -1,0 +1,146 @@
+#include "sparse_linear.hpp"
+
+#include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <vector>
+
+#include "multiversion.hpp"
+
+namespace fastlr::kernels {
+namespace {
+
+constexpr int64_t kWord = 64;
+
+int64_t bytes_of(int64_t columns) { return (columns + 7) / 8; }
+
+// The bits of the columns from `first` on, at most a word of them.
+inline __attribute__((always_inline)) uint64_t word_at(const uint8_t* bits, int64_t first, int64_t columns) {
+  uint64_t word = 0;
+  const int64_t left = columns - first;
+  if (left >= kWord) {
+    std::memcpy(&word, bits + first / 8, 8);
+    return word;
+  }
+  std::memcpy(&word, bits + first / 8, (left + 7) / 8);
+  return word & ((uint64_t(1) << left) - 1);
+}
+
+// Rows that take some 10 microseconds together: below that a second thread costs more than it saves.
+int64_t rows_of_task(int64_t entries, int64_t columns) {
+  return std::max<int64_t>(1, entries / std::max<int64_t>(1, columns));
+}
+
+// The next values at the set bits of a row, zeros between them.
+template <typename T, typename Out>
+inline __attribute__((always_inline)) void expand_bits(const uint8_t* bits, int64_t columns, const T* values,
+                                                       Out* row) {
+  for (int64_t first = 0; first < columns; first += kWord) {
+    std::fill_n(row + first, std::min(kWord, columns - first), Out(0));
+    for (uint64_t word = word_at(bits, first, columns); word != 0; word &= word - 1)
+      row[first + std::countr_zero(word)] = static_cast<Out>(*values++);
+  }
+}
+
+template <typename T>
+inline __attribute__((always_inline)) void gather_bits(const uint8_t* bits, int64_t columns, const T* row, T* values) {
+  for (int64_t first = 0; first < columns; first += kWord)
+    for (uint64_t word = word_at(bits, first, columns); word != 0; word &= word - 1)
+      *values++ = row[first + std::countr_zero(word)];
+}
+
+// Independent sums, so that they need no reordering of floating-point operations to be vectorised.
+template <typename T>
+inline __attribute__((always_inline)) T sum_of_products(const T* a, const T* b, int64_t size) {
+  constexpr int64_t kLanes = 256 / sizeof(T);
+  T sums[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= size; j += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += a[j + lane] * b[j + lane];
+  for (; j < size; ++j) sums[0] += a[j] * b[j];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[half + lane];
+  return sums[0];
+}
+
+}  // namespace
+
+// target_clones takes neither templates nor internal linkage in every compiler: plain functions.
+FASTLR_MULTIVERSION int64_t count_row(const uint8_t* bits, int64_t columns);
+int64_t count_row(const uint8_t* bits, int64_t columns) {
+  int64_t count = 0;
+  for (int64_t first = 0; first < columns; first += kWord) count += std::popcount(word_at(bits, first, columns));
+  return count;
+}
+
+FASTLR_MULTIVERSION float dot(const float* a, const float* b, int64_t size);
+float dot(const float* a, const float* b, int64_t size) { return sum_of_products(a, b, size); }
+FASTLR_MULTIVERSION double dot(const double* a, const double* b, int64_t size);
+double dot(const double* a, const double* b, int64_t size) { return sum_of_products(a, b, size); }
+
+#define FASTLR_DEFINE_EXPAND(T, Out)                                                                    \
+  FASTLR_MULTIVERSION void expand_row(const uint8_t* bits, int64_t columns, const T* values, Out* row); \
+  void expand_row(const uint8_t* bits, int64_t columns, const T* values, Out* row) {                    \
+    expand_bits(bits, columns, values, row);                                                            \
+  }
+FASTLR_DEFINE_EXPAND(float, float)
+FASTLR_DEFINE_EXPAND(double, double)
+FASTLR_DEFINE_EXPAND(c10::Half, c10::Half)
+FASTLR_DEFINE_EXPAND(c10::BFloat16, c10::BFloat16)
+FASTLR_DEFINE_EXPAND(c10::Half, float)
+FASTLR_DEFINE_EXPAND(c10::BFloat16, float)
+
+void count_kept_cpu(const uint8_t* mask, int64_t rows, int64_t columns, int64_t* starts) {
+  starts[0] = 0;
+  at::parallel_for(0, rows, rows_of_task(1 << 21, columns), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) starts[r + 1] = count_row(mask + r * bytes_of(columns), columns);
+  });
+  for (int64_t r = 0; r < rows; ++r) starts[r + 1] += starts[r];
+}
+
+template <typename T>
+void expand_cpu(const KeptRows& kept, const T* values, T* dense) {
+  const int64_t bytes = bytes_of(kept.columns);
+  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      expand_row(kept.mask + r * bytes, kept.columns, values + kept.starts[r], dense + r * kept.columns);
+  });
+}
+
+template <typename T>
+void gather_cpu(const KeptRows& kept, const T* dense, int64_t stride, T* values) {
+  const int64_t bytes = bytes_of(kept.columns);
+  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      gather_bits(kept.mask + r * bytes, kept.columns, dense + r * stride, values + kept.starts[r]);
+  });
+}
+
+template <typename T>
+void multiply_cpu(const KeptRows& kept, const T* values, const at::opmath_type<T>* inputs, int64_t tokens, T* out,
+                  int64_t out_stride) {
+  const int64_t bytes = bytes_of(kept.columns);
+  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
+    std::vector<at::opmath_type<T>> row(kept.columns);
+    for (int64_t r = begin; r < end; ++r) {
+      expand_row(kept.mask + r * bytes, kept.columns, values + kept.starts[r], row.data());
+      for (int64_t t = 0; t < tokens; ++t)
+        out[t * out_stride + r] = static_cast<T>(dot(row.data(), inputs + t * kept.columns, kept.columns));
+    }
+  });
+}
+
+#define FASTLR_INSTANTIATE(T)                                       \
+  template void expand_cpu(const KeptRows&, const T*, T*);          \
+  template void gather_cpu(const KeptRows&, const T*, int64_t, T*); \
+  template void multiply_cpu(const KeptRows&, const T*, const at::opmath_type<T>*, int64_t, T*, int64_t);
+FASTLR_INSTANTIATE(float)
+FASTLR_INSTANTIATE(double)
+FASTLR_INSTANTIATE(c10::Half)
+FASTLR_INSTANTIATE(c10::BFloat16)
+
+}  // namespace fastlr::kernels

@@ -1,0 +1,168 @@
+#include <fastlr/sparse_linear.hpp>
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+
+#include <algorithm>
+
+#include "sparse_linear.hpp"
+
+namespace fastlr {
+namespace {
+
+// A block of rows of so many entries is expanded at once, so that it stays in the cache until it is multiplied.
+constexpr int64_t kBlockEntries = 1 << 18;
+// Up to so many rows of X, expanding each row of W where it is multiplied is faster than products of blocks.
+constexpr int64_t kFewTokens = 4;
+
+// The kept entries of a matrix, without their values.
+class Mask {
+ public:
+  Mask(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
+      : bits_(mask.contiguous()), columns_(columns) {
+    TORCH_CHECK_TYPE(mask.scalar_type() == at::kByte, caller, ": mask must be uint8, got ", mask.scalar_type());
+    TORCH_CHECK_VALUE(mask.dim() == 2 && mask.size(1) == (columns + 7) / 8, caller, ": mask must have a row of ",
+                      (columns + 7) / 8, " bytes for ", columns, " columns, got shape ", mask.sizes());
+    TORCH_CHECK_VALUE(mask.is_cpu(), caller, ": this build of fastlr has no kernel for device ", mask.device());
+    starts_ = at::empty({rows() + 1}, mask.options().dtype(at::kLong));
+    int64_t* starts = starts_.mutable_data_ptr<int64_t>();
+    kernels::count_kept_cpu(bits_.const_data_ptr<uint8_t>(), rows(), columns, starts);
+    TORCH_CHECK_VALUE(starts[rows()] == nonzeros, caller, ": mask keeps ", starts[rows()], " entries, got ", nonzeros,
+                      " values");
+  }
+
+  int64_t rows() const { return bits_.size(0); }
+  int64_t columns() const { return columns_; }
+
+  // Calls work(first, block) for blocks of rows from `first` on, `block` being memory for them.
+  template <typename Work>
+  void for_blocks(const at::TensorOptions& options, const Work& work) const {
+    const int64_t height = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(1, columns_));
+    const auto memory = at::empty({std::min(height, rows()), columns_}, options);
+    for (int64_t first = 0; first < rows(); first += height)
+      work(first, memory.narrow(0, 0, std::min(height, rows() - first)));
+  }
+
+  void expand(const at::Tensor& values, int64_t first, const at::Tensor& dense) const {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_expand", [&] {
+      kernels::expand_cpu(kept(first, dense.size(0)), values.const_data_ptr<scalar_t>(),
+                          dense.mutable_data_ptr<scalar_t>());
+    });
+  }
+
+  void gather(const at::Tensor& dense, int64_t first, const at::Tensor& values) const {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_gather", [&] {
+      kernels::gather_cpu(kept(first, dense.size(0)), dense.const_data_ptr<scalar_t>(), dense.stride(0),
+                          values.mutable_data_ptr<scalar_t>());
+    });
+  }
+
+  void multiply(const at::Tensor& values, const at::Tensor& X, const at::Tensor& out) const {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_linear", [&] {
+      using Sum = at::opmath_type<scalar_t>;
+      const auto inputs = X.to(c10::CppTypeToScalarType<Sum>::value);
+      kernels::multiply_cpu(kept(0, rows()), values.const_data_ptr<scalar_t>(), inputs.const_data_ptr<Sum>(), X.size(0),
+                            out.mutable_data_ptr<scalar_t>(), rows());
+    });
+  }
+
+ private:
+  kernels::KeptRows kept(int64_t first, int64_t rows) const {
+    return {bits_.const_data_ptr<uint8_t>() + first * bits_.size(1), starts_.const_data_ptr<int64_t>() + first, rows,
+            columns_};
+  }
+
+  at::Tensor bits_, starts_;
+  int64_t columns_;
+};
+
+void check_values(const at::Tensor& values, const char* caller) {
+  const auto type = values.scalar_type();
+  TORCH_CHECK_TYPE(at::isFloatingType(type) && c10::elementSize(type) > 1, caller,
+                   ": values must be float16, bfloat16, float32 or float64, got ", type);
+  TORCH_CHECK_VALUE(values.dim() == 1, caller, ": values must have 1 dimension, got shape ", values.sizes());
+}
+
+// The rows of X (... x width), contiguous.
+at::Tensor as_rows(const at::Tensor& X, int64_t width, const at::Tensor& like, const char* caller, const char* name) {
+  TORCH_CHECK_VALUE(X.dim() >= 1 && X.size(-1) == width, caller, ": ", name, " must have ", width,
+                    " entries in its last dimension, got shape ", X.sizes());
+  TORCH_CHECK_TYPE(X.scalar_type() == like.scalar_type(), caller, ": ", name, " must be ", like.scalar_type(), ", got ",
+                   X.scalar_type());
+  return X.reshape({c10::multiply_integers(X.sizes().slice(0, X.dim() - 1)), width}).contiguous();
+}
+
+// The shape of X with another last dimension.
+at::DimVector shape_with(const at::Tensor& X, int64_t width) {
+  at::DimVector shape(X.sizes());
+  shape.back() = width;
+  return shape;
+}
+
+}  // namespace
+
+at::Tensor sparse_expand(const at::Tensor& values, const at::Tensor& mask, int64_t columns) {
+  check_values(values, "sparse_expand");
+  const Mask kept(mask, columns, values.numel(), "sparse_expand");
+  auto dense = at::empty({kept.rows(), columns}, values.options());
+  kept.expand(values.contiguous(), 0, dense);
+  return dense;
+}
+
+at::Tensor sparse_gather(const at::Tensor& matrix, const at::Tensor& mask, int64_t nonzeros) {
+  TORCH_CHECK_VALUE(matrix.dim() == 2 && mask.dim() == 2 && matrix.size(0) == mask.size(0),
+                    "sparse_gather: matrix must have as many rows as mask, got shapes ", matrix.sizes(), " and ",
+                    mask.sizes());
+  const Mask kept(mask, matrix.size(1), nonzeros, "sparse_gather");
+  auto values = at::empty({nonzeros}, matrix.options());
+  kept.gather(matrix.contiguous(), 0, values);
+  return values;
+}
+
+at::Tensor sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
+  check_values(values, "sparse_linear");
+  TORCH_CHECK_VALUE(X.dim() >= 1, "sparse_linear: X must have a dimension at least, got a number");
+  const int64_t columns = X.size(-1);
+  const Mask kept(mask, columns, values.numel(), "sparse_linear");
+  const auto inputs = as_rows(X, columns, values, "sparse_linear", "X"), weights = values.contiguous();
+  auto out = at::empty({inputs.size(0), kept.rows()}, values.options());
+  if (inputs.size(0) <= kFewTokens) {
+    kept.multiply(weights, inputs, out);
+  } else {
+    kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
+      kept.expand(weights, first, block);
+      auto part = out.narrow(1, first, block.size(0));
+      at::mm_out(part, inputs, block.t());
+    });
+  }
+  return out.view(shape_with(X, kept.rows()));
+}
+
+at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, const at::Tensor& mask,
+                                 int64_t columns) {
+  check_values(values, "sparse_linear_adjoint");
+  const Mask kept(mask, columns, values.numel(), "sparse_linear_adjoint");
+  const auto inputs = as_rows(Y, kept.rows(), values, "sparse_linear_adjoint", "Y"), weights = values.contiguous();
+  auto out = at::zeros({inputs.size(0), columns}, values.options());
+  kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
+    kept.expand(weights, first, block);
+    out.addmm_(inputs.narrow(1, first, block.size(0)), block);
+  });
+  return out.view(shape_with(Y, columns));
+}
+
+at::Tensor sparse_products(const at::Tensor& Y, const at::Tensor& X, const at::Tensor& mask, int64_t nonzeros) {
+  TORCH_CHECK_VALUE(Y.dim() >= 1 && X.dim() >= 1, "sparse_products: X and Y must have a dimension at least");
+  const int64_t columns = X.size(-1);
+  const Mask kept(mask, columns, nonzeros, "sparse_products");
+  const auto right = as_rows(X, columns, Y, "sparse_products", "X");
+  const auto left = as_rows(Y, kept.rows(), Y, "sparse_products", "Y");
+  auto values = at::empty({nonzeros}, X.options());
+  kept.for_blocks(X.options(), [&](int64_t first, at::Tensor block) {
+    at::mm_out(block, left.narrow(1, first, block.size(0)).t(), right);
+    kept.gather(block, first, values);
+  });
+  return values;
+}
+
+}  // namespace fastlr
