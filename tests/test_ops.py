@@ -171,8 +171,7 @@ SAMPLES = {
             (matrix(12, 9), torch.ones(12), None, *torch.linalg.eigh(weight(9)), None, None, 0.5),
         ],
         False,
-
-
+    ),
     "sparse_expand": (
         [(*sparse(5, 11, 0.6), 11), (*sparse(4, 70, 0.3, torch.float32), 70)],
         True,

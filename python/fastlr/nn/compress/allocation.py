@@ -80,7 +80,9 @@ def svd_llm_v2(budget: Budget) -> Choice:
         errors = {}
         for name in names:
             candidates = budget.candidates[name]
-            errors[name] = math.sqrt(float(candidates.errors[candidates.within(budget.share(name))]))
+            errors[name] = math.sqrt(
+                float(candidates.errors[candidates.within(budget.share(name))])
+            )
         least = min((error for error in errors.values() if error > 0), default=1.0)
         weights = {name: 1 / (1 + math.log(max(e / least, 1.0))) for name, e in errors.items()}
         mean = math.fsum(weights.values()) / len(names)
@@ -222,9 +224,7 @@ def allocate(
             name: c.cut(budget.dense[name] * (1 - cap), math.inf)
             for name, c in budget.candidates.items()
         }
-        chosen = allocate(
-            Budget(offered, budget.dense, budget.ratio, budget.factors), allocation
-        )
+        chosen = allocate(Budget(offered, budget.dense, budget.ratio, budget.factors), allocation)
         return _indices_in(budget.candidates, offered, chosen)
     if isinstance(allocation, Mapping):
         return _given(budget, allocation)
@@ -338,7 +338,9 @@ def by_type(names: Mapping[str, object]) -> dict[str, list[str]]:
 def _given(budget: Budget, shares: Mapping[str, float]) -> Choice:
     for pattern, share in shares.items():
         if not isinstance(share, int | float) or not 0 <= share < 1:
-            raise ValueError(f"allocation[{pattern!r}] must be at least 0 and below 1, got {share!r}")
+            raise ValueError(
+                f"allocation[{pattern!r}] must be at least 0 and below 1, got {share!r}"
+            )
         if not any(matches(name, [pattern]) for name in budget.candidates):
             raise ValueError(f"allocation: {pattern!r} matches no layer that is compressed")
     chosen = {}

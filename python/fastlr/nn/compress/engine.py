@@ -61,7 +61,8 @@ def compress_llm(
         is stored beside values (which entries are kept, one bit each) is counted in numbers of the
         model's dtype.
     method : str, default "auto"
-        What the new weights are. "auto" is "sparse":
+        What the new weights are. "auto" is "sparse", or "two_sided" where the masks would take up
+        more than a quarter of what is to be left (above a ratio of 0.875, or 0.75 in half types):
 
         - "sparse": the entries that the loss can spare are left out, and the others, refitted, make
           up for them. The most accurate; a layer needs fewer bytes, and less time where time is
@@ -140,7 +141,7 @@ def compress_llm(
     Warns
     -----
     UserWarning
-        For a layer whose input never occurred (an expert that was never chosen): it is compressed
+        If the ratio is not reached because the smallest layers of the method are larger; for a layer whose input never occurred (an expert that was never chosen): it is compressed
         by its weight alone, and its report says so.
 
     Notes
@@ -185,12 +186,12 @@ def compress_llm(
     True
     """
     start = time.perf_counter()
-    settings = Settings.of(
-        ratio, method, form, allocation, max_layer_ratio, rank_multiple
-    )
     if not isinstance(heal_steps, int) or heal_steps < 0:
         raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     require_causal_lm(model)
+    settings = Settings.of(
+        ratio, method, form, allocation, max_layer_ratio, rank_multiple, model.dtype
+    )
     require_unquantized(model)
     stack = find_blocks(model)
     blocks = find_targets(model, stack, targets, ignore)
@@ -221,6 +222,7 @@ def compress_llm(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(UNCHANGED) from None
 
+    run.warn_of_excess()
     before = ModelSize.of(model)
     with interrupt_deferred(COMPLETED):
         replace_modules(model, run.replacements)

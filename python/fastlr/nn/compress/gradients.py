@@ -114,7 +114,7 @@ class _GradientCollector:
 
         def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if output.requires_grad:
-                output.register_hook(add)
+                output.register_hook(add)  # type: ignore[no-untyped-call]
 
         return listen
 

@@ -72,7 +72,7 @@ class Student:
         shared = {id(p): p for p in model.parameters() if id(p) not in own}
         self.model: PreTrainedModel = copy.deepcopy(model, shared)
         replace_modules(self.model, replacements)
-        self.model.eval()
+        self.model.train(False)
         self.norms = {name: self.model.get_parameter(name) for name in norms}
         self.trained = [
             *self.norms.values(),
@@ -146,9 +146,7 @@ class _Healing:
     def run(self) -> HealReport:
         trial = max(1, self.steps // 10)
         # A validation is counted as a step; it takes about as long.
-        self.bar.stage(
-            "Healing", self.steps + len(RATES) * trial + _CHECKS + len(RATES) + 1
-        )
+        self.bar.stage("Healing", self.steps + len(RATES) * trial + _CHECKS + len(RATES) + 1)
         before = self._judge()
         initial = self._state()
         trials = {}

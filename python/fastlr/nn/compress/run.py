@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compress.allocation import ALLOCATIONS, Budget, allocate
@@ -17,7 +18,7 @@ from fastlr.nn.compress.gradients import collect_with_gradients
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport, Student, heal
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
-from fastlr.nn.compress.methods import Method, method_named
+from fastlr.nn.compress.methods import Method, default_method, method_named
 from fastlr.nn.compress.problem import Candidates, LayerProblem
 from fastlr.nn.compress.report import LEFT_DENSE, NEVER_CALLED, LayerReport
 from fastlr.nn.compress.solver import require_finite
@@ -28,6 +29,9 @@ from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# What rounding to whole ranks may add.
+_EXCESS = 1e-3
 
 Blocks = Sequence[Mapping[str, nn.Module]]
 
@@ -53,11 +57,13 @@ class Settings:
         allocation: str | Mapping[str, float] | None,
         cap: float | None,
         multiple: int,
+        dtype: torch.dtype,
     ) -> Settings:
         """Raise ValueError for what is unknown, out of range, or does not go together."""
         if not isinstance(ratio, int | float) or not 0 < ratio < 1:
             raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
-        name, chosen = method_named(method)
+        name = default_method(ratio, dtype) if method == "auto" else method
+        chosen = method_named(name)
         stored = chosen.forms[0] if form is None else form
         if stored not in chosen.forms:
             raise ValueError(
@@ -212,15 +218,24 @@ class CompressionRun:
         budget = self._budget(problems, candidates, factors)
         return allocate(budget, self.settings.allocation, cap=self.settings.cap)
 
+    def warn_of_excess(self) -> None:
+        """Say so where more is stored than was asked for."""
+        before = sum(report.parameters_before for report in self.reports)
+        after = sum(report.parameters_after for report in self.reports)
+        if after > before * (1 - self.settings.ratio) * (1 + _EXCESS):
+            warnings.warn(
+                f"compress_llm: ratio={self.settings.ratio} is not reached: method "
+                f"{self.settings.name!r} takes {after / before:.1%} of the numbers",
+                stacklevel=3,
+            )
+
     def _build(self, problem: LayerProblem, candidates: Candidates, index: int) -> None:
         module = candidates.build(index)
         if module is not None:
             wanted = any(p.requires_grad for p in problem.linear.parameters())
             module.requires_grad_(wanted)
             self.replacements[problem.name] = module
-        self.reports.append(
-            _report(problem, candidates, index, module, self.settings)
-        )
+        self.reports.append(_report(problem, candidates, index, module, self.settings))
 
 
 def collect(

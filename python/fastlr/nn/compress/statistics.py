@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compress.blocks import BlockStack, BlockWalk
@@ -75,6 +76,7 @@ class InputCollector:
     sums: dict[tuple[str, ...], Gram] = field(default_factory=dict)
     _seen: list[tuple[Tensor, int, list[str], Gram]] = field(default_factory=list)
     _keep: Tensor | None = None
+    _finished: int = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -93,14 +95,23 @@ class InputCollector:
         self._keep = None if mask is None or bool((mask != 0).all()) else mask != 0
 
     def finish(self) -> None:
-        """After a batch: now it is known which layers had an input in common."""
+        """After a batch: now it is known which layers had an input in common.
+
+        ValueError names the batch, by its number from 0, whose inputs are not finite.
+        """
         for _, _, names, gram in self._seen:
+            if not bool(torch.isfinite(gram.matrix.diagonal()).all()):
+                raise ValueError(
+                    f"calibration: batch {self._finished} (counted from 0) makes inputs of layer "
+                    f"{names[0]!r} that are not finite; nothing was changed"
+                )
             key = tuple(names)
             if key in self.sums:
                 self.sums[key].add(gram)
             else:
                 self.sums[key] = gram
         self._seen.clear()
+        self._finished += 1
 
     def grams(self) -> Grams:
         """The sum for each layer that was ever called."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from fastlr.nn.compress.forms import FORMS
 from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
 from fastlr.nn.compress.problem import Candidates, LayerProblem
@@ -33,9 +35,8 @@ class Method:
     Examples
     --------
     >>> from fastlr.nn.compress.methods import method_named
-    >>> name, method = method_named("auto")
-    >>> name, method.gradients
-    ('sparse', True)
+    >>> method_named("two_sided").forms
+    ('interpolative', 'factored', 'dense')
     """
 
     prepare: Callable[[LayerProblem, str, int], Candidates]
@@ -67,22 +68,32 @@ METHODS: dict[str, Method] = {
         allocation="loss",
     ),
 }
-DEFAULT = "sparse"
+# The least share of the budget that must be left for values where each entry has a bit in a mask.
+_FOR_VALUES = 0.75
 
 
-def method_named(name: str) -> tuple[str, Method]:
-    """The method called `name` and its own name, which "auto" is not.
+def method_named(name: str) -> Method:
+    """The method called `name`.
 
     Raises
     ------
     ValueError
         With the list of names, when there is none.
     """
-    chosen = DEFAULT if name == "auto" else name
-    if chosen not in METHODS:
+    if name not in METHODS:
         known = ", ".join(["auto", *sorted(METHODS)])
         raise ValueError(f"method must be one of {known}, got {name!r}")
-    return chosen, METHODS[chosen]
+    return METHODS[name]
+
+
+def default_method(ratio: float, dtype: torch.dtype) -> str:
+    """What "auto" stands for: "sparse", unless masks would take up a quarter of what is left.
+
+    They are 1/32 of the dense numbers in float32 and 1/16 in half types, so that "two_sided" takes
+    over above a ratio of 0.875 or 0.75.
+    """
+    masks = 1 / (8 * dtype.itemsize)
+    return "sparse" if masks <= (1 - _FOR_VALUES) * (1 - ratio) else "two_sided"
 
 
 def register_method(name: str, method: Method) -> None:

@@ -59,5 +59,5 @@ def with_bias_added(module: CompressedLinear, correction: Tensor) -> CompressedL
         if module.bias is None:
             module.bias = nn.Parameter(correction.clone())
         else:
-            module.bias += correction
+            module.bias.add_(correction)
     return module
