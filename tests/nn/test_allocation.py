@@ -120,7 +120,7 @@ def test_the_budget_is_kept_within_a_step(name, ratio):
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
 def test_loss_spends_no_worse_than_the_others(ratio):
-    """It minimises the sum of the errors, so that none has a smaller one (to its unit of 1/32768)."""
+    """It minimises the sum of the errors, so that none has a smaller one (but for rounding)."""
     found, dense = spectra()
     budget = Budget(found, dense, ratio, {})
 
@@ -214,7 +214,7 @@ def test_bad_arguments():
         allocate(budget, {"q_proj": 1.5})
     with pytest.raises(ValueError, match="'nothing' matches no layer"):
         allocate(budget, {"nothing": 0.5})
-    with pytest.raises(ValueError, match="max_layer_ratio must be between ratio = 0.4 and 1"):
+    with pytest.raises(ValueError, match=r"max_layer_ratio must be between ratio = 0\.4 and 1"):
         allocate(budget, "loss", cap=0.3)
     plain = {"a": candidates([1, 2], [1.0, 0.0])}
     for name in ("d_rank", "welore"):

@@ -141,8 +141,9 @@ def compress_llm(
     Warns
     -----
     UserWarning
-        If the ratio is not reached because the smallest layers of the method are larger; for a layer whose input never occurred (an expert that was never chosen): it is compressed
-        by its weight alone, and its report says so.
+        If the ratio is not reached because the smallest layers of the method are larger; for a
+        layer whose input never occurred (an expert that was never chosen): it is compressed by its
+        weight alone, and its report says so.
 
     Notes
     -----

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlr.nn.compress.allocation import Budget, by_type, uniform
 from fastlr.nn.compress.calibration import Batch
@@ -48,14 +48,13 @@ def measure_layers(
 ) -> list[LossPrediction]:
     """Compress two layers of each type, one after the other and alone, by the share of the budget.
 
-    One forward pass over some 2048 tokens each; the model is as it was afterwards.
+    One forward pass over some 1024 tokens each; the model is as it was afterwards.
     """
-    parts = [part for batch in batches for part in split(batch)]
-    batches = [parts[k] for k in sorted({0, len(parts) // 2})]
+    part = next(split(batches[0]))
     names = [name for group in by_type(budget.candidates).values() for name in _spread(group)]
     at_uniform = uniform(budget)
     bar.stage("Measuring predictions", len(names) + 1)
-    dense = _predictions(model, batches)
+    dense = _predictions(model, part)
     bar.step()
     found = []
     for name in names:
@@ -65,7 +64,7 @@ def measure_layers(
             original = model.get_submodule(name)
             replace_modules(model, {name: replacement})
             try:
-                divergence = _divergence(dense, _predictions(model, batches))
+                divergence = _divergence(dense, _predictions(model, part))
             finally:
                 replace_modules(model, {name: original})
             predicted = float(candidates.errors[index]) / 2
@@ -100,9 +99,9 @@ def _spread(names: Sequence[str]) -> list[str]:
     return [names[(2 * k + 1) * len(names) // (2 * count)] for k in range(count)]
 
 
-def _predictions(model: PreTrainedModel, batches: Sequence[Batch]) -> Tensor:
+def _predictions(model: PreTrainedModel, batch: Batch) -> Tensor:
     with torch.no_grad():
-        return torch.cat([log_probabilities(model, batch) for batch in batches])
+        return log_probabilities(model, batch)
 
 
 def _divergence(dense: Tensor, other: Tensor) -> float:

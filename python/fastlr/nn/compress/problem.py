@@ -112,7 +112,7 @@ class Candidates:
     def __post_init__(self) -> None:
         if self.sizes.ndim != 1 or self.sizes.shape != self.errors.shape or not len(self.sizes):
             raise ValueError(
-                "Candidates: sizes and errors must be vectors of one length, at least 1, got shapes "
+                "Candidates: sizes and errors must be vectors of one length, not empty, got shapes "
                 f"{tuple(self.sizes.shape)} and {tuple(self.errors.shape)}"
             )
         if bool((self.sizes.diff() <= 0).any()):

@@ -119,7 +119,8 @@ def register_method(name: str, method: Method) -> None:
     >>> from fastlr.nn.compress.methods.low_rank import low_rank_candidates
     >>> def prepare(problem, form, multiple):
     ...     lengths = problem.weight.norm(dim=1)
-    ...     return low_rank_candidates(problem, form, left=torch.diag(lengths**-2), multiple=multiple)
+    ...     left = torch.diag(lengths**-2)
+    ...     return low_rank_candidates(problem, form, left=left, multiple=multiple)
     >>> register_method("unit_rows", Method(prepare))
     """
     if name in METHODS or name == "auto":
