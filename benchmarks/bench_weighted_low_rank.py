@@ -1,7 +1,7 @@
 """Low-rank approximations of a layer's weight in the norm of its outputs.
 
-float32 weights and G = X·Xᵀ in float64, for the shapes of SmolLM2-135M; `--large 1` adds 4096 × 4096.
-The floor is what cannot be left out: the products W·G and (W·G)·Wᵀ, one eigenproblem of order
+float32 weights and G = X·Xᵀ in float64, for the shapes of SmolLM2-135M; `--large 1` adds larger
+ones. The floor is what cannot be left out: the products W·G and (W·G)·Wᵀ, one eigenproblem of order
 min(o, i), for o > i also that of G, and the product that gives the other factor. `excess` is the
 weighted error above the optimum, relative to it. The peer is the published procedure: a Cholesky
 factor L of G, all of the SVD of W·L in float64, and L⁻¹.
@@ -19,7 +19,7 @@ import fastlr.linalg as la
 from harness import Case, Session
 
 SHAPES = [(576, 576), (192, 576), (1536, 576), (576, 1536)]
-LARGE = [(4096, 4096)]
+LARGE = [(4096, 4096), (11008, 4096)]
 SHARE = 0.4  # of min(o, i): the rank
 
 

@@ -460,7 +460,8 @@ WeightedLowRank weighted_low_rank(const at::Tensor& W, const SideWeight& left, c
 
   const auto stored_B = B.to(type), stored_A = scaled(A.to(type), exponent);
   const auto stored = tall ? Product{stored_A.mH(), stored_B.mH()} : Product{stored_B, stored_A};
-  const double squared = rank == shorter && !options.tol ? estimated_squared_error(p, stored) : squared_error(p, stored);
+  const double squared =
+      rank == shorter && !options.tol ? estimated_squared_error(p, stored) : squared_error(p, stored);
   // The weights' exponents count half.
   const int weights = rows.exponent + columns.exponent, back = -exponent - (weights >> 1);
   const double odd = weights & 1 ? std::sqrt(0.5) : 1.0;

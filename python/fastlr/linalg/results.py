@@ -201,7 +201,8 @@ class WeightedLowRankInfo:
         Whether the singular vectors come from an eigen-solver or from a random sketch, which was
         checked to be within 1 % of the optimum.
     error : float
-        The weighted norm of W − B @ A, measured from B and A as they were returned.
+        The weighted norm of W − B @ A, measured from B and A as they were returned; where nothing
+        was cut off, an estimate of the rounding, from ten random probes.
     norm : float
         The weighted norm of W.
     converged : bool

@@ -99,15 +99,17 @@ def weighted_low_rank(
 
     ``info.error`` is measured from B and A as they are returned: tr(H·Δ·G·Δᴴ) with Δ itself; there
     are no differences of norms in it. Where G is a matrix and o ≤ i (or H and o > i), it has an
-    error of some u·‖Δ‖²·‖G‖ before the root is taken.
+    error of some u·‖Δ‖²·‖G‖ before the root is taken. With all min(o, i) directions and no `tol`
+    only rounding is left, which is estimated from ten fixed random combinations of the rows of Δ.
 
     With n = min(o, i) and N = max(o, i): 2·n·N² flops for the product with a matrix on the longer
     side, 2·n²·N for a Gram matrix, 9·n³ for its eigenvectors, 11·n³ and 2·n²·N for a matrix on the
-    shorter side, 2·n·N·k for the factors, and 2·n·N·(N + k) to measure the error. Given
-    `rank` ≤ n/8 and n ≥ 512, a random sketch of six products with the Gram matrix, of its own fixed
-    seed, takes the place of the eigenvectors (``info.method`` is "randomized"), where the residuals
-    of its Ritz pairs show the error to be within 1 % of the optimum; otherwise they are computed
-    after all ("exact"). Not differentiable.
+    shorter side, 2·n·N·k for the factors, 2·n·N·(N + k) to measure the error, and N³/3 in float32
+    to see that the matrix on the longer side is semidefinite. Given `rank` ≤ n/8 and n ≥ 512, a
+    random sketch of six products with the Gram matrix, of its own fixed seed, takes the place of
+    the eigenvectors (``info.method`` is "randomized"), where the residuals of its Ritz pairs show
+    the error to be within 1 % of the optimum; otherwise they are computed after all ("exact").
+    Not differentiable.
 
     Sources: Eckart, Young (1936); Srebro, Jaakkola, "Weighted low-rank approximations", ICML 2003;
     Chen, Yu, Dhillon, Hsieh, "DRONE", NeurIPS 2021; for the mean, Yu, Wu, "Compressing
