@@ -2,6 +2,7 @@
 
 from fastlr.nn.compress.engine import calibrate, compress_llm
 from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.heal import HealReport
 from fastlr.nn.compress.loss_model import LossPrediction
 from fastlr.nn.compress.methods import Method, register_method
 from fastlr.nn.compress.problem import Candidates, LayerProblem
@@ -13,6 +14,7 @@ __all__ = [
     "Candidates",
     "CompressionReport",
     "Gram",
+    "HealReport",
     "LayerProblem",
     "LayerReport",
     "LossPrediction",

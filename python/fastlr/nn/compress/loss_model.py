@@ -76,9 +76,10 @@ def measure_layers(
 def factors_of(
     predictions: Sequence[LossPrediction], layers: Mapping[str, object]
 ) -> dict[str, float]:
-    """For each layer, what its predictions are to be multiplied by: the geometric mean of its type.
+    """For each layer, what its predictions are to be multiplied by; 1 where nothing was measured.
 
-    1 where nothing could be measured.
+    The root of the geometric mean of measured / predicted of its type: two layers alone say half as
+    much about all of them together.
     """
     factors = dict.fromkeys(layers, 1.0)
     measured = {p.name: p for p in predictions if p.predicted > 0 and p.measured > 0}
@@ -89,7 +90,7 @@ def factors_of(
             if name in measured
         ]
         if ratios:
-            factors.update(dict.fromkeys(names, math.exp(math.fsum(ratios) / len(ratios))))
+            factors.update(dict.fromkeys(names, math.exp(math.fsum(ratios) / len(ratios) / 2)))
     return factors
 
 
