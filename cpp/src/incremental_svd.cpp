@@ -1,6 +1,7 @@
 #include <fastlr/incremental_svd.hpp>
 
 #include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <fastlr/orthonormalize.hpp>
 
 #include "checks.hpp"
+#include "finite.hpp"
 #include "orthonormal_beside.hpp"
 #include "svd_parts.hpp"
 #include "tall.hpp"
@@ -174,6 +176,25 @@ Kept by_projection(Stack M) {
 }
 
 }  // namespace
+
+std::optional<at::Tensor> copy_of_plain_lines(const at::Tensor& block, int64_t axis, at::ScalarType type, int64_t width,
+                                              int64_t most) {
+  const auto real = c10::toRealValueType(type);
+  if (real != at::kFloat && real != at::kDouble) return std::nullopt;
+  if (block.scalar_type() != type || !block.is_cpu() || block.layout() != at::kStrided) return std::nullopt;
+  if (block.is_conj() || block.is_neg() || (axis == 1 && block.is_complex())) return std::nullopt;
+  if (block.dim() != 1 && block.dim() != 2) return std::nullopt;
+  const at::AutoDispatchBelowAutograd guard;
+  const auto lines = block.dim() == 1 ? block.unsqueeze(0) : axis == 0 ? block : block.t();
+  if (lines.size(1) != width || lines.size(0) > most) return std::nullopt;
+  auto copy = lines.clone(at::MemoryFormat::Contiguous);
+  const void* entries = copy.const_data_ptr();
+  const int64_t count = copy.numel() * (block.is_complex() ? 2 : 1);
+  const bool finite = real == at::kFloat ? kernels::all_finite(static_cast<const float*>(entries), count)
+                                         : kernels::all_finite(static_cast<const double*>(entries), count);
+  if (!finite) return std::nullopt;
+  return copy;
+}
 
 AppendedRows append_rows(const at::Tensor& core, const at::Tensor& right, const at::Tensor& rows,
                          const Truncation& truncation, ErrorBound error) {

@@ -5,8 +5,15 @@
 #include <ATen/core/Tensor.h>
 
 #include <limits>
+#include <optional>
 
 namespace fastlr {
+
+// What most blocks are, copied in one call: lines that are dense, in the memory of the host, of this type and width, no
+// more than `most`, and finite. Nothing for any other block. Lines are the rows of a block for axis 0, its columns for
+// axis 1 (conjugated, which only real ones are without a closer look), or the entries of a vector.
+std::optional<at::Tensor> copy_of_plain_lines(const at::Tensor& block, int64_t axis, at::ScalarType type, int64_t width,
+                                              int64_t most);
 
 // ‖A - left core rightᴴ‖_F is at most settled + running + rounding.
 struct ErrorBound {

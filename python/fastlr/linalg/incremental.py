@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlr import _core
 from fastlr.linalg._arguments import as_real, at_least
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._sources import open_block
@@ -426,6 +427,27 @@ class IncrementalSVD(State):
     # ---- growing ----
 
     def _append(self, block: Any, axis: int, caller: str, name: str) -> None:
+        lines = self._copy_of_plain(block, axis)
+        if lines is None:
+            self._append_any(block, axis, caller, name)
+        else:
+            self._wait(lines, axis)
+
+    def _copy_of_plain(self, block: Any, axis: int) -> Tensor | None:
+        """Lines that only wait, and that need no closer look: most, and at a small cost."""
+        if self._dtype is None or axis != self._waiting_axis or not self._core.is_cpu:
+            return None
+        room = self._buffer - 1 - self._waiting_count
+        return _core.copy_of_plain_lines(block, axis, self._dtype, self._shape[1 - axis], room)
+
+    def _wait(self, lines: Tensor, axis: int) -> None:
+        height, width = lines.shape
+        self._waiting = [*self._waiting, lines]
+        self._waiting_count += height
+        height += self._shape[axis]
+        self._shape = (height, width) if axis == 0 else (width, height)
+
+    def _append_any(self, block: Any, axis: int, caller: str, name: str) -> None:
         matrix = open_block(block, caller, name, axis=axis)
         lines = _lines(matrix.data, axis)
         opened = self._dtype is not None
@@ -434,11 +456,7 @@ class IncrementalSVD(State):
             lines = lines.to(self._core.device)
         _check_finite(lines, self._shape[axis], axis, caller, name)
         height, width = lines.shape
-        if opened and axis == self._waiting_axis and self._waiting_count + height < self._buffer:
-            self._waiting = [*self._waiting, _dense(lines).clone()]
-            self._waiting_count += height
-        else:
-            self._work_in(self._factors if opened else _empty(lines, axis), lines, axis)
+        self._work_in(self._factors if opened else _empty(lines, axis), lines, axis)
         if not opened:
             self._dtype, self._numpy = matrix.dtype, matrix.numpy
         height += self._shape[axis]
