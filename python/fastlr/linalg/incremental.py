@@ -75,10 +75,11 @@ class _Factors:
             rounding=self.rounding * factor,
         )
 
-    def with_rows(self, rows: Tensor, most: int, tol: float) -> "_Factors":
+    def with_rows(self, rows: list[Tensor], most: int, tol: float) -> "_Factors":
         before = self.facing(0)
+        lines = torch.cat([_composed(before.right).mH, *rows])
         rotation, core, right, error = _OPS.incremental_append(
-            before.core, _composed(before.right), rows, most, tol, before._error()
+            before.core, lines, most, tol, before._error()
         )
         old = len(before.core)
         blocks = [rotation[:old], rotation[old:].to(right.dtype)]
@@ -367,7 +368,7 @@ class IncrementalSVD(State):
             settled=math.hypot(above.settled, below.settled),
             running=math.hypot(above.running, below.running),
             rounding=math.hypot(above.rounding, below.rounding),
-        ).with_rows(rows, self._most, self._inner_tol)
+        ).with_rows([rows], self._most, self._inner_tol)
         last = _composed(below.left).to(device) @ both.left[-1]
         self._replace(replace(both, left=[*both.left[:-1], last]))
 
@@ -479,26 +480,27 @@ class IncrementalSVD(State):
         first = 0
         while count + len(lines) - first >= self._buffer:
             stop = first + self._buffer - count
-            rows = torch.cat([*waiting, _dense(lines, first, stop)])
+            rows = [*waiting, _dense(lines, first, stop)]
             factors, waiting, count, first = self._grown(factors, rows, axis), [], 0, stop
         self._factors = factors
         self._waiting = [*waiting, _dense(lines, first, len(lines)).clone()]
         self._waiting_count, self._waiting_axis = count + len(lines) - first, axis
 
-    def _grown(self, factors: _Factors, rows: Tensor, axis: int) -> _Factors:
+    def _grown(self, factors: _Factors, rows: list[Tensor], axis: int) -> _Factors:
         if axis == 1:
             return self._grown(factors.adjoint(), rows, 0).adjoint()
         if self._decay < 1:
-            ages = torch.arange(len(rows) - 1, -1, -1, dtype=torch.float64, device=rows.device)
-            rows = rows * (self._decay**ages).to(rows.dtype.to_real())[:, None]
-            factors = factors.scaled(self._decay ** len(rows))
+            block = torch.cat(rows)
+            ages = torch.arange(len(block) - 1, -1, -1, dtype=torch.float64, device=block.device)
+            rows = [block * (self._decay**ages).to(block.dtype.to_real())[:, None]]
+            factors = factors.scaled(self._decay ** len(block))
         return factors.with_rows(rows, self._most, self._inner_tol)
 
     def _worked_in(self, factors: _Factors) -> _Factors:
         """What `factors` are with the rows that wait."""
         if self._waiting_count == 0:
             return factors
-        return self._grown(factors, torch.cat(self._waiting), self._waiting_axis)
+        return self._grown(factors, self._waiting, self._waiting_axis)
 
     def _complete(self, caller: str) -> _Factors:
         """The factors of the matrix so far."""
