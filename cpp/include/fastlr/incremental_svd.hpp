@@ -38,10 +38,10 @@ struct AppendedRows {
   ErrorBound error;
 };
 
-// [A; rows] from A ≈ left core rightᴴ, core l x l in double precision, and lines = [rightᴴ; rows], rows c x n. The singular vectors of the
-// (l + c) x n matrix M = [core rightᴴ; rows] are eigenvectors of M Mᴴ where that shows both what is kept and what is
-// dropped, which takes 2 n (l + c)(2 l + c) flops and O((l + c)³). Elsewhere rows are split into their parts along
-// and across `right`.
+// [A; rows] from A ≈ left core rightᴴ, core l x l in double precision, and lines = [rightᴴ; rows], rows c x n. The
+// singular vectors of the (l + c) x n matrix M = [core rightᴴ; rows] are eigenvectors of M Mᴴ where that shows both
+// what is kept and what is dropped, which takes 2 n (l + c)(2 l + c) flops and O((l + c)³). Elsewhere rows are split
+// into their parts along and across `right`.
 //
 // Sources: Brand, "Fast low-rank modifications of the thin singular value decomposition", Linear Algebra Appl. 415
 // (2006); Zha and Simon, "On updating problems in latent semantic indexing", SISC 21 (1999).

@@ -136,9 +136,9 @@ class IncrementalSVD(State):
     blocks have that dtype. float16 and bfloat16 are computed in float32; integers are promoted.
     Inputs are copied, never written to. A call that fails leaves everything as it was.
 
-    With l = rank + oversample, an appended row costs some 2·n·(2·l + buffer + 2·l²/buffer) flops on
-    average, 10·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of order
-    l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
+    With l = rank + oversample, an appended row costs some 2·n·(l + buffer)·(2·l + buffer)/buffer
+    flops on average, 12·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of
+    order l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
     they came: splits of the same rows give the same bits. Where the spectrum of what is kept spans
     more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
 
