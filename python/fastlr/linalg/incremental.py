@@ -138,9 +138,9 @@ class IncrementalSVD(State):
 
     With l = rank + oversample, an appended row costs some 2·n·(l + buffer)·(2·l + buffer)/buffer
     flops on average, 12·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of
-    order l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
-    they came: splits of the same rows give the same bits. Where the spectrum of what is kept spans
-    more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
+    order l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever
+    blocks they came: splits of the same rows give the same bits. Where the spectrum of what is kept
+    spans more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
 
     The left factor is kept as blocks of rows and the small rotations that came after each, m·l and
     m·l²/buffer numbers, and multiplied out by what needs it: `result`, columns after rows,
