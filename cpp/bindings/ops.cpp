@@ -117,11 +117,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor
 fastlr::ErrorBound error_bound(at::ArrayRef<double> numbers) { return {numbers[0], numbers[1], numbers[2]}; }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> incremental_append(const at::Tensor& core,
-                                                                              const at::Tensor& right,
-                                                                              const at::Tensor& rows, int64_t most,
+                                                                              const at::Tensor& lines, int64_t most,
                                                                               double tol, at::ArrayRef<double> error) {
   const WithConjugateViews guard;
-  const auto r = fastlr::append_rows(core, right, rows, {most, tol}, error_bound(error));
+  const auto r = fastlr::append_rows(core, lines, {most, tol}, error_bound(error));
   return {r.rotation, r.core, r.right, at::tensor({r.error.settled, r.error.running, r.error.rounding}, at::kDouble)};
 }
 
@@ -197,7 +196,7 @@ TORCH_LIBRARY(fastlr, library) {
   def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");
   def("cluster_matrices(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float tol, float roundoff, str bound) "
       "-> (Tensor labels, Tensor errors, Tensor bases)");
-  def("incremental_append(Tensor core, Tensor right, Tensor rows, int most, float tol, float[3] error) -> "
+  def("incremental_append(Tensor core, Tensor lines, int most, float tol, float[3] error) -> "
       "(Tensor rotation, Tensor core, Tensor right, Tensor error)");
   def("incremental_compose(Tensor[] chain) -> Tensor");
   def("incremental_compress(Tensor left, Tensor core, Tensor right, int least, int most, float tol, float[3] error) -> "

@@ -132,13 +132,13 @@ def _(
 
 @torch.library.register_fake("fastlr::incremental_append")
 def _(
-    core: Tensor, right: Tensor, rows: Tensor, most: int, tol: float, error: list[float]
+    core: Tensor, lines: Tensor, most: int, tol: float, error: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kept: Any = torch.library.get_ctx().new_dynamic_size()
     return (
-        core.new_empty((core.shape[0] + rows.shape[0], kept)),
+        core.new_empty((lines.shape[0], kept)),
         core.new_empty((kept, kept)),
-        right.new_empty((right.shape[0], kept)),
+        lines.new_empty((kept, lines.shape[1])).mT,
         torch.empty((3,), dtype=torch.float64, device="cpu"),
     )
 
