@@ -446,8 +446,20 @@ def test_singular_weights_on_both_sides(shape):
     assert errors[-1] <= 1e3 * sum(shape) * U * errors[0]
 
 
+def test_rows_without_weight_stay_bounded():
+    """The fit of such a row to A in the norm of G would have an entry of 5e11."""
+    W = torch.tensor([[1e-12, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    short, long = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1e-24, 0.0])
+    for A, left, right in ((W, short, long), (W.T, long, short)):
+        result = la.weighted_low_rank(A, 1, left=left, right=right)
+        assert result.S[0] == pytest.approx(2**0.5 * 1e-12, rel=1e-6)
+        assert result.info.error <= 1e-6 * result.info.norm
+        # One over the root of the rounding level.
+        assert np.linalg.norm(reconstructed(result)) <= 2 / np.sqrt(4 * U)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("form", ["vector", "matrix"])
+@pytest.mark.parametrize("form", ["vector", "matrix", "rotated"])
 def test_what_neither_weight_sees_is_not_mixed(shape, form):
     """A rest with rows of weight zero and columns of weight zero: mixtures would be visible."""
     rng = np.random.default_rng(24)
@@ -456,8 +468,11 @@ def test_what_neither_weight_sees_is_not_mixed(shape, form):
     W[3:, 3:] = random(rng, o - 3, 1) @ random(rng, 1, i - 3)
     left, right = torch.ones(o, dtype=torch.float64), torch.ones(i, dtype=torch.float64)
     left[:3], right[:3] = 0, 0
-    if form == "matrix":
+    if form != "vector":
         left, right = torch.diag(left), torch.diag(right)
+    if form == "rotated":  # zeros that are known to rounding only
+        P, Q = (torch.linalg.qr(random(rng, n, n)).Q for n in shape)
+        W, left, right = P @ W @ Q.T, P @ left @ P.T, Q @ right @ Q.T
     result = la.weighted_low_rank(W, left=left, right=right)
     assert (result.S > 0).sum() == 1
     for rank in range(1, min(shape) + 1):

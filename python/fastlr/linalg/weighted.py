@@ -88,8 +88,9 @@ def weighted_low_rank(
     factor. Without H, W' = U·Uᴴ·W; without G, W' = W·V·Vᴴ; with both, the rows of L⁻¹·U that count
     for much are taken from U, the others from W·R·V·diag(S)⁻¹, which needs no inverse. Where o > i,
     the adjoint problem is solved. H and G may be singular: what they do not see of W comes last, by
-    decreasing size, so that W' → W as the rank grows, and ‖W'‖ is bounded (by ‖W‖ where there is
-    only one weight).
+    decreasing size, so that W' → W as the rank grows, and ‖W'‖ is bounded: by ‖W‖ where there is
+    only one weight, otherwise by ‖W‖ times the root of the condition number of the shorter side's
+    weight, what counts as zero left out.
 
     All in double precision, and by powers of two near 1: the scales of W, H and G change nothing.
     Squares of singular values come from a Gram matrix, with errors of max(o, i)·u·S[0]², u = 2⁻⁵³:
