@@ -1,6 +1,7 @@
 #include "sparse_linear.hpp"
 
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -9,26 +10,14 @@
 #include <cstring>
 #include <vector>
 
+#include "kept_words.hpp"
 #include "multiversion.hpp"
+#include "sparse_rows_avx512.hpp"
 
 namespace fastlr::kernels {
 namespace {
 
-constexpr int64_t kWord = 64;
-
 int64_t bytes_of(int64_t columns) { return (columns + 7) / 8; }
-
-// The bits of the columns from `first` on, at most a word of them.
-inline __attribute__((always_inline)) uint64_t word_at(const uint8_t* bits, int64_t first, int64_t columns) {
-  uint64_t word = 0;
-  const int64_t left = columns - first;
-  if (left >= kWord) {
-    std::memcpy(&word, bits + first / 8, 8);
-    return word;
-  }
-  std::memcpy(&word, bits + first / 8, (left + 7) / 8);
-  return word & ((uint64_t(1) << left) - 1);
-}
 
 // Rows that take some 10 microseconds together: below that a second thread costs more than it saves.
 int64_t rows_of_task(int64_t entries, int64_t columns) {
@@ -102,12 +91,35 @@ void count_kept_cpu(const uint8_t* mask, int64_t rows, int64_t columns, int64_t*
   for (int64_t r = 0; r < rows; ++r) starts[r + 1] += starts[r];
 }
 
+namespace {
+
+// What torch has found, or was told by ATEN_CPU_CAPABILITY.
+bool has_avx512() {
+#if defined(__x86_64__)
+  static const bool found = at::get_cpu_capability() == "AVX512";
+  return found;
+#else
+  return false;
+#endif
+}
+
+template <typename T>
+auto expand_function() {
+#if defined(__x86_64__)
+  if (has_avx512()) return avx512::expand_row<T>;
+#endif
+  return static_cast<void (*)(const uint8_t*, int64_t, const T*, T*)>(expand_row);
+}
+
+}  // namespace
+
 template <typename T>
 void expand_cpu(const KeptRows& kept, const T* values, T* dense) {
   const int64_t bytes = bytes_of(kept.columns);
+  const auto expand = expand_function<T>();
   at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      expand_row(kept.mask + r * bytes, kept.columns, values + kept.starts[r], dense + r * kept.columns);
+      expand(kept.mask + r * bytes, kept.columns, values + kept.starts[r], dense + r * kept.columns);
   });
 }
 
@@ -123,13 +135,30 @@ void gather_cpu(const KeptRows& kept, const T* dense, int64_t stride, T* values)
 template <typename T>
 void multiply_cpu(const KeptRows& kept, const T* values, const at::opmath_type<T>* inputs, int64_t tokens, T* out,
                   int64_t out_stride) {
-  const int64_t bytes = bytes_of(kept.columns);
-  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
-    std::vector<at::opmath_type<T>> row(kept.columns);
+  using Sum = at::opmath_type<T>;
+  const int64_t bytes = bytes_of(kept.columns), columns = kept.columns;
+  const bool in_registers = has_avx512();
+  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, columns), [&](int64_t begin, int64_t end) {
+    std::vector<Sum> row(in_registers ? 0 : columns);
     for (int64_t r = begin; r < end; ++r) {
-      expand_row(kept.mask + r * bytes, kept.columns, values + kept.starts[r], row.data());
-      for (int64_t t = 0; t < tokens; ++t)
-        out[t * out_stride + r] = static_cast<T>(dot(row.data(), inputs + t * kept.columns, kept.columns));
+      const uint8_t* bits = kept.mask + r * bytes;
+      const T* from = values + kept.starts[r];
+      if (in_registers) {
+        Sum products[4];
+        for (int64_t t = 0; t < tokens; t += 4) {
+          const Sum* some = inputs + t * columns;
+          const int64_t count = std::min<int64_t>(4, tokens - t);
+          if (count == 1) avx512::multiply_row<1>(bits, columns, from, some, products);
+          if (count == 2) avx512::multiply_row<2>(bits, columns, from, some, products);
+          if (count == 3) avx512::multiply_row<3>(bits, columns, from, some, products);
+          if (count == 4) avx512::multiply_row<4>(bits, columns, from, some, products);
+          for (int64_t k = 0; k < count; ++k) out[(t + k) * out_stride + r] = static_cast<T>(products[k]);
+        }
+      } else {
+        expand_row(bits, columns, from, row.data());
+        for (int64_t t = 0; t < tokens; ++t)
+          out[t * out_stride + r] = static_cast<T>(dot(row.data(), inputs + t * columns, columns));
+      }
     }
   });
 }

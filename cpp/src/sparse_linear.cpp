@@ -13,7 +13,7 @@ namespace {
 // A block of rows of so many entries is expanded at once, so that it stays in the cache until it is multiplied.
 constexpr int64_t kBlockEntries = 1 << 18;
 // Up to so many rows of X, expanding each row of W where it is multiplied is faster than products of blocks.
-constexpr int64_t kFewTokens = 4;
+const int64_t kFewTokens = getenv("FEW") ? atoi(getenv("FEW")) : 4;
 
 // The kept entries of a matrix, without their values.
 class Mask {

@@ -260,7 +260,7 @@ for _name in ("randomized_svd", "adaptive_svd"):
 
 # A matrix W with the values v, expanded or gathered: each is the other's adjoint. And the three
 # gradients of the sum of v · (Yᵀ X) over the kept entries: X Wᵀ by Y, Y W by X, the kept entries of
-# Yᵀ X by v.
+# Yᵀ X by v. That of X Wᵀ itself is in cpp/bindings/sparse_linear_autograd.cpp.
 
 
 def _expand_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -300,16 +300,6 @@ def _by_values(Y: Tensor, X: Tensor, mask: Tensor, values: Tensor) -> Any:
     return torch.ops.fastlr.sparse_products(Y, X, mask, values.shape[0])
 
 
-def _linear_backward(ctx: Any, Y: Tensor) -> tuple[Tensor | None, ...]:
-    X, values, mask = ctx.saved_tensors
-    wants_X, wants_values, _ = ctx.needs_input_grad
-    return (
-        _by_X(Y, values, mask, X) if wants_X else None,
-        _by_values(Y, X, mask, values) if wants_values else None,
-        None,
-    )
-
-
 def _adjoint_backward(ctx: Any, X: Tensor) -> tuple[Tensor | None, ...]:
     Y, values, mask = ctx.saved_tensors
     wants_Y, wants_values, *_ = ctx.needs_input_grad
@@ -335,7 +325,6 @@ def _products_backward(ctx: Any, values: Tensor) -> tuple[Tensor | None, ...]:
 for _name, _setup, _backward in (
     ("sparse_expand", _expand_context, _expand_backward),
     ("sparse_gather", _gather_context, _gather_backward),
-    ("sparse_linear", _sparse_context, _linear_backward),
     ("sparse_linear_adjoint", _sparse_context, _adjoint_backward),
     ("sparse_products", _sparse_context, _products_backward),
 ):
