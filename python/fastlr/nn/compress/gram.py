@@ -25,7 +25,8 @@ class Gram:
     tokens : int, default 0
         How many inputs were summed.
     total, magnitude : Tensor of shape (i,), optional
-        The sums of x and of its absolute values, of which the methods make means; None where they were not collected.
+        The sums of x and of its absolute values, of which the methods make means; None where they
+        were not collected.
 
     Raises
     ------
