@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 # Of a parameter's root mean square, how far one step moves its entries at most.
 RATES = (3e-4, 1e-3, 3e-3)
 _TOKENS_A_STEP = 2048
-# One sequence of so many is not trained on but judged by, up to that number of them.
+# One sequence of so many is not trained on but judged by, until there are so many tokens of them.
 _VALIDATION = 8
-_MOST_VALIDATION = 8
+_ENOUGH = 8192
 # How often the model is judged on the way.
 _CHECKS = 8
 
@@ -108,14 +108,7 @@ def heal(
     ValueError
         If there are fewer than two sequences.
     """
-    parts = [part for batch in batches for part in split(batch)]
-    if len(parts) < 2:
-        raise ValueError(
-            "heal_steps: the calibration must hold at least two sequences, one to judge by, got "
-            f"{len(parts)}"
-        )
-    validation = parts[:: max(2, min(_VALIDATION, len(parts)))][:_MOST_VALIDATION]
-    training = [part for part in parts if all(part is not other for other in validation)]
+    training, validation = _divided(batches)
     wanted = [p.requires_grad for p in student.trained]
     # Frozen ones of the shared model must not get gradients.
     frozen = [p for p in student.model.parameters() if p.requires_grad]
@@ -227,6 +220,35 @@ class _Healing:
         with torch.no_grad():
             for parameter, kept in zip(self.student.trained, state, strict=True):
                 parameter.copy_(kept)
+
+
+def _divided(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """The sequences to train on and those to judge by, in batches of some 1024 tokens."""
+    count = sum(len(batch.input_ids) for batch in batches)
+    if count < 2:
+        raise ValueError(
+            "heal_steps: the calibration must hold at least two sequences, one to judge by, got "
+            f"{count}"
+        )
+    every = min(_VALIDATION, count)
+    training: list[Batch] = []
+    validation: list[Batch] = []
+    number = judged = 0
+    for batch in batches:
+        numbers = torch.arange(number, number + len(batch.input_ids))
+        number += len(numbers)
+        chosen = numbers % every == 0
+        # As many as the tokens that are enough to judge by, and at least one.
+        enough = (_ENOUGH - judged) // batch.input_ids.shape[1] + 1
+        chosen &= chosen.cumsum(0) <= max(enough, 0)
+        judged += int(chosen.sum()) * batch.input_ids.shape[1]
+        for part, rows in ((training, ~chosen), (validation, chosen)):
+            if bool(rows.any()):
+                mask = batch.attention_mask
+                part.extend(
+                    split(Batch(batch.input_ids[rows], None if mask is None else mask[rows]))
+                )
+    return training, validation
 
 
 def _size(parameter: Tensor) -> float:
