@@ -6,6 +6,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <vector>
@@ -19,7 +20,9 @@ namespace {
 
 int64_t bytes_of(int64_t columns) { return (columns + 7) / 8; }
 
-// Rows that take some 10 microseconds together: below that a second thread costs more than it saves.
+// Entries of W that take some 10 microseconds: for fewer a second thread costs more than it saves.
+constexpr int64_t kTask = 1 << 15;
+
 int64_t rows_of_task(int64_t entries, int64_t columns) {
   return std::max<int64_t>(1, entries / std::max<int64_t>(1, columns));
 }
@@ -85,7 +88,7 @@ FASTLR_DEFINE_EXPAND(c10::BFloat16, float)
 
 void count_kept_cpu(const uint8_t* mask, int64_t rows, int64_t columns, int64_t* starts) {
   starts[0] = 0;
-  at::parallel_for(0, rows, rows_of_task(1 << 21, columns), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, rows_of_task(64 * kTask, columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) starts[r + 1] = count_row(mask + r * bytes_of(columns), columns);
   });
   for (int64_t r = 0; r < rows; ++r) starts[r + 1] += starts[r];
@@ -117,7 +120,7 @@ template <typename T>
 void expand_cpu(const KeptRows& kept, const T* values, T* dense) {
   const int64_t bytes = bytes_of(kept.columns);
   const auto expand = expand_function<T>();
-  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, kept.rows, rows_of_task(kTask, kept.columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       expand(kept.mask + r * bytes, kept.columns, values + kept.starts[r], dense + r * kept.columns);
   });
@@ -126,47 +129,81 @@ void expand_cpu(const KeptRows& kept, const T* values, T* dense) {
 template <typename T>
 void gather_cpu(const KeptRows& kept, const T* dense, int64_t stride, T* values) {
   const int64_t bytes = bytes_of(kept.columns);
-  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, kept.columns), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, kept.rows, rows_of_task(kTask, kept.columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       gather_bits(kept.mask + r * bytes, kept.columns, dense + r * stride, values + kept.starts[r]);
   });
 }
 
+namespace {
+
+// Some rows of W, whose values are those from `values` to `end`.
 template <typename T>
-void multiply_cpu(const KeptRows& kept, const T* values, const at::opmath_type<T>* inputs, int64_t tokens, T* out,
-                  int64_t out_stride) {
+struct Rows {
+  const uint8_t* mask;
+  int64_t rows, columns;
+  const T *values, *end;
+};
+
+// Writes the products of the rows to out[t * out_stride …]; false if there are more or fewer values than bits.
+template <typename T>
+bool multiply_rows(const Rows<T>& W, const Inputs<T>& X, T* out, int64_t out_stride) {
   using Sum = at::opmath_type<T>;
-  const int64_t bytes = bytes_of(kept.columns), columns = kept.columns;
   const bool in_registers = has_avx512();
-  at::parallel_for(0, kept.rows, rows_of_task(1 << 15, columns), [&](int64_t begin, int64_t end) {
-    std::vector<Sum> row(in_registers ? 0 : columns);
-    for (int64_t r = begin; r < end; ++r) {
-      const uint8_t* bits = kept.mask + r * bytes;
-      const T* from = values + kept.starts[r];
-      if (in_registers) {
-        Sum products[4];
-        for (int64_t t = 0; t < tokens; t += 4) {
-          const Sum* some = inputs + t * columns;
-          const int64_t count = std::min<int64_t>(4, tokens - t);
-          if (count == 1) avx512::multiply_row<1>(bits, columns, from, some, products);
-          if (count == 2) avx512::multiply_row<2>(bits, columns, from, some, products);
-          if (count == 3) avx512::multiply_row<3>(bits, columns, from, some, products);
-          if (count == 4) avx512::multiply_row<4>(bits, columns, from, some, products);
-          for (int64_t k = 0; k < count; ++k) out[(t + k) * out_stride + r] = static_cast<T>(products[k]);
-        }
-      } else {
-        expand_row(bits, columns, from, row.data());
-        for (int64_t t = 0; t < tokens; ++t)
-          out[t * out_stride + r] = static_cast<T>(dot(row.data(), inputs + t * columns, columns));
-      }
+  std::vector<Sum> row(in_registers ? 0 : W.columns), products(X.tokens);
+  const uint8_t* bits = W.mask;
+  const T* values = W.values;
+  for (int64_t r = 0; r < W.rows; ++r, bits += bytes_of(W.columns)) {
+    const int64_t count = count_row(bits, W.columns);
+    if (count > W.end - values) return false;
+    if (in_registers) {
+#if defined(__x86_64__)
+      avx512::multiply_row(bits, W.columns, values, X.entries, X.tokens, X.stride, products.data());
+#endif
+    } else {
+      expand_row(bits, W.columns, values, row.data());
+      for (int64_t t = 0; t < X.tokens; ++t) products[t] = dot(row.data(), X.entries + t * X.stride, W.columns);
+    }
+    for (int64_t t = 0; t < X.tokens; ++t) out[t * out_stride + r] = static_cast<T>(products[t]);
+    values += count;
+  }
+  return values == W.end;
+}
+
+}  // namespace
+
+template <typename T>
+bool multiply_cpu(const uint8_t* mask, int64_t rows, int64_t columns, const T* values, int64_t nonzeros,
+                  const Inputs<T>& X, T* out) {
+  // Where the values of a task begin has to be counted, but for the first task: one a thread, then.
+  const int64_t tasks = std::clamp<int64_t>(rows * columns / kTask, 1, at::get_num_threads());
+  const auto first_row = [&](int64_t task) { return rows * task / tasks; };
+  std::vector<int64_t> starts(tasks + 1, 0);
+  at::parallel_for(0, tasks - 1, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task)
+      for (int64_t r = first_row(task); r < first_row(task + 1); ++r)
+        starts[task + 1] += count_row(mask + r * bytes_of(columns), columns);
+  });
+  for (int64_t task = 1; task < tasks; ++task) starts[task] += starts[task - 1];
+  starts[tasks] = nonzeros;
+  if (starts[tasks - 1] > nonzeros) return false;
+
+  std::atomic<bool> fits = true;
+  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = first_row(task);
+      const Rows<T> W{mask + first * bytes_of(columns), first_row(task + 1) - first, columns, values + starts[task],
+                      values + starts[task + 1]};
+      if (!multiply_rows(W, X, out + first, rows)) fits = false;
     }
   });
+  return fits;
 }
 
 #define FASTLR_INSTANTIATE(T)                                       \
   template void expand_cpu(const KeptRows&, const T*, T*);          \
   template void gather_cpu(const KeptRows&, const T*, int64_t, T*); \
-  template void multiply_cpu(const KeptRows&, const T*, const at::opmath_type<T>*, int64_t, T*, int64_t);
+  template bool multiply_cpu(const uint8_t*, int64_t, int64_t, const T*, int64_t, const Inputs<T>&, T*);
 FASTLR_INSTANTIATE(float)
 FASTLR_INSTANTIATE(double)
 FASTLR_INSTANTIATE(c10::Half)

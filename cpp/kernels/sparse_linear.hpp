@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kept_words.hpp"
+
 namespace fastlr::kernels {
 
 // Rows of the matrix: the bits of a row begin at a whole byte; the values of row r are those from starts[r] on. Bits
@@ -26,9 +28,17 @@ void expand_cpu(const KeptRows& kept, const T* values, T* dense);
 template <typename T>
 void gather_cpu(const KeptRows& kept, const T* dense, int64_t stride, T* values);
 
-// out[t * out_stride + r] = sum over j of W[r][j] * inputs[t * columns + j], summed up in the type of the inputs.
+// Inputs of W, in the type of its sums, `stride` apart: a multiple of kWord, zero behind the last column.
 template <typename T>
-void multiply_cpu(const KeptRows& kept, const T* values, const at::opmath_type<T>* inputs, int64_t tokens, T* out,
-                  int64_t out_stride);
+struct Inputs {
+  const at::opmath_type<T>* entries;
+  int64_t tokens, stride;
+};
+
+// out (tokens x rows) = X Wᵀ. The mask is counted on the way; false where it does not keep `nonzeros` entries, and
+// `out` is then nothing.
+template <typename T>
+bool multiply_cpu(const uint8_t* mask, int64_t rows, int64_t columns, const T* values, int64_t nonzeros,
+                  const Inputs<T>& X, T* out);
 
 }  // namespace fastlr::kernels

@@ -8,6 +8,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "kept_words.hpp"
 
@@ -38,12 +40,11 @@ FASTLR_AVX512 inline __m512 expand(const c10::Half* values, uint64_t bits) {
   return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), _mm512_maskz_cvtph_ps(kAll, load_halves(values, bits)));
 }
 
-// Entries that are not kept, and those behind the end, are not read.
-FASTLR_AVX512 inline __m512 add_products(__m512 weights, const float* inputs, uint64_t bits, __m512 sums) {
-  return _mm512_fmadd_ps(weights, _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), inputs), sums);
+FASTLR_AVX512 inline __m512 add_products(__m512 weights, const float* inputs, __m512 sums) {
+  return _mm512_fmadd_ps(weights, _mm512_loadu_ps(inputs), sums);
 }
-FASTLR_AVX512 inline __m512d add_products(__m512d weights, const double* inputs, uint64_t bits, __m512d sums) {
-  return _mm512_fmadd_pd(weights, _mm512_maskz_loadu_pd(static_cast<__mmask8>(bits), inputs), sums);
+FASTLR_AVX512 inline __m512d add_products(__m512d weights, const double* inputs, __m512d sums) {
+  return _mm512_fmadd_pd(weights, _mm512_loadu_pd(inputs), sums);
 }
 
 template <int kLanes, typename Sum>
@@ -60,25 +61,32 @@ FASTLR_AVX512 inline Sum add_up(const Sum* sums) {
 // So many bytes before they are needed values are asked for: fewer left the memory idle for a third of the time.
 constexpr int64_t kAhead = 4096;
 
-// products[t] = the product of the row with inputs[t * columns …], for kTokens of them.
+// multiply_row for kTokens inputs, whose sums are in registers.
 template <int kTokens, typename T, typename Sum>
-FASTLR_AVX512 void multiply_row(const uint8_t* bits, int64_t columns, const T* values, const Sum* inputs,
-                                Sum* products) {
+FASTLR_AVX512 void multiply_some(const uint8_t* bits, int64_t columns, const T* values, const Sum* inputs,
+                                 int64_t stride, Sum* products) {
   constexpr int kLanes = 64 / sizeof(Sum), kParts = 4;
   decltype(expand(values, 0)) sums[kTokens][kParts] = {};
   for (int64_t first = 0; first < columns; first += kWord) {
-    const uint64_t word = word_at(bits, first, columns);
     for (int line = 0; line < 4; ++line)
       _mm_prefetch(reinterpret_cast<const char*>(values) + kAhead + 64 * line, _MM_HINT_T0);
+    // Bits go from memory to where they are needed, a vector's at a time: shifts of a word take longer.
+    uint64_t last;
+    const uint8_t* parts = bits + first / 8;
+    if (columns - first < kWord) {
+      last = word_at(bits, first, columns);
+      parts = reinterpret_cast<const uint8_t*>(&last);
+    }
 #pragma GCC unroll 8
     for (int part = 0; part < kWord / kLanes; ++part) {
-      const uint64_t kept = _bzhi_u64(word >> (part * kLanes), kLanes);
+      std::conditional_t<kLanes == 16, uint16_t, uint8_t> kept;
+      std::memcpy(&kept, parts + part * sizeof(kept), sizeof(kept));
       const auto weights = expand(values, kept);
       values += _mm_popcnt_u64(kept);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t)
         sums[t][part % kParts] =
-            add_products(weights, inputs + t * columns + first + part * kLanes, kept, sums[t][part % kParts]);
+            add_products(weights, inputs + t * stride + first + part * kLanes, sums[t][part % kParts]);
     }
   }
   for (int t = 0; t < kTokens; ++t) {
@@ -87,6 +95,19 @@ FASTLR_AVX512 void multiply_row(const uint8_t* bits, int64_t columns, const T* v
     std::memcpy(lanes, &sum, sizeof(lanes));
     products[t] = add_up<kLanes>(lanes);
   }
+}
+
+// products[t] = the product of the row with inputs[t * stride …], which are zero behind the last column to the end of a
+// word.
+template <typename T, typename Sum>
+void multiply_row(const uint8_t* bits, int64_t columns, const T* values, const Sum* inputs, int64_t tokens,
+                  int64_t stride, Sum* products) {
+  constexpr int kMost = 4;
+  for (; tokens >= kMost; tokens -= kMost, inputs += kMost * stride, products += kMost)
+    multiply_some<kMost>(bits, columns, values, inputs, stride, products);
+  if (tokens == 3) multiply_some<3>(bits, columns, values, inputs, stride, products);
+  if (tokens == 2) multiply_some<2>(bits, columns, values, inputs, stride, products);
+  if (tokens == 1) multiply_some<1>(bits, columns, values, inputs, stride, products);
 }
 
 // The dense row, of a type of 2, 4 or 8 bytes.

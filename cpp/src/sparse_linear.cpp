@@ -15,24 +15,54 @@ constexpr int64_t kBlockEntries = 1 << 18;
 // Up to so many rows of X, expanding each row of W where it is multiplied is faster than products of blocks.
 const int64_t kFewTokens = getenv("FEW") ? atoi(getenv("FEW")) : 4;
 
-// The kept entries of a matrix, without their values.
+// The bits of a matrix, of which `nonzeros` should be set.
 class Mask {
  public:
   Mask(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
-      : bits_(mask.contiguous()), columns_(columns) {
+      : caller_(caller), nonzeros_(nonzeros), columns_(columns), bits_(mask.contiguous()) {
     TORCH_CHECK_TYPE(mask.scalar_type() == at::kByte, caller, ": mask must be uint8, got ", mask.scalar_type());
     TORCH_CHECK_VALUE(mask.dim() == 2 && mask.size(1) == (columns + 7) / 8, caller, ": mask must have a row of ",
                       (columns + 7) / 8, " bytes for ", columns, " columns, got shape ", mask.sizes());
-    TORCH_CHECK_VALUE(mask.is_cpu(), caller, ": this build of fastlr has no kernel for device ", mask.device());
-    starts_ = at::empty({rows() + 1}, mask.options().dtype(at::kLong));
-    int64_t* starts = starts_.mutable_data_ptr<int64_t>();
-    kernels::count_kept_cpu(bits_.const_data_ptr<uint8_t>(), rows(), columns, starts);
-    TORCH_CHECK_VALUE(starts[rows()] == nonzeros, caller, ": mask keeps ", starts[rows()], " entries, got ", nonzeros,
-                      " values");
+    TORCH_CHECK_VALUE(mask.is_cpu(), caller, ": there is no kernel for device ", mask.device());
   }
 
   int64_t rows() const { return bits_.size(0); }
-  int64_t columns() const { return columns_; }
+  const uint8_t* row(int64_t r) const { return bits_.const_data_ptr<uint8_t>() + r * bits_.size(1); }
+
+  // out = X Wᵀ, row by row of W.
+  void multiply(const at::Tensor& values, const at::Tensor& X, const at::Tensor& out) const {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_linear", [&] {
+      using Sum = at::opmath_type<scalar_t>;
+      const int64_t padding = (kernels::kWord - columns_ % kernels::kWord) % kernels::kWord;
+      const auto inputs = at::constant_pad_nd(X.to(c10::CppTypeToScalarType<Sum>::value), {0, padding});
+      const bool fits = kernels::multiply_cpu<scalar_t>(
+          row(0), rows(), columns_, values.const_data_ptr<scalar_t>(), nonzeros_,
+          {inputs.const_data_ptr<Sum>(), X.size(0), inputs.size(1)}, out.mutable_data_ptr<scalar_t>());
+      if (!fits) row_starts();
+    });
+  }
+
+ protected:
+  // Where the values of each row begin, and an error if there are more or fewer of them than bits.
+  at::Tensor row_starts() const {
+    auto starts = at::empty({rows() + 1}, bits_.options().dtype(at::kLong));
+    int64_t* first = starts.mutable_data_ptr<int64_t>();
+    kernels::count_kept_cpu(row(0), rows(), columns_, first);
+    TORCH_CHECK_VALUE(first[rows()] == nonzeros_, caller_, ": mask keeps ", first[rows()], " entries, got ", nonzeros_,
+                      " values");
+    return starts;
+  }
+
+  const char* caller_;
+  int64_t nonzeros_, columns_;
+  at::Tensor bits_;
+};
+
+// The same, and where the values of each row begin.
+class KeptEntries : public Mask {
+ public:
+  KeptEntries(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
+      : Mask(mask, columns, nonzeros, caller), starts_(row_starts()) {}
 
   // Calls work(first, block) for blocks of rows from `first` on, `block` being memory for them.
   template <typename Work>
@@ -57,23 +87,12 @@ class Mask {
     });
   }
 
-  void multiply(const at::Tensor& values, const at::Tensor& X, const at::Tensor& out) const {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_linear", [&] {
-      using Sum = at::opmath_type<scalar_t>;
-      const auto inputs = X.to(c10::CppTypeToScalarType<Sum>::value);
-      kernels::multiply_cpu(kept(0, rows()), values.const_data_ptr<scalar_t>(), inputs.const_data_ptr<Sum>(), X.size(0),
-                            out.mutable_data_ptr<scalar_t>(), rows());
-    });
-  }
-
  private:
   kernels::KeptRows kept(int64_t first, int64_t rows) const {
-    return {bits_.const_data_ptr<uint8_t>() + first * bits_.size(1), starts_.const_data_ptr<int64_t>() + first, rows,
-            columns_};
+    return {row(first), starts_.const_data_ptr<int64_t>() + first, rows, columns_};
   }
 
-  at::Tensor bits_, starts_;
-  int64_t columns_;
+  at::Tensor starts_;
 };
 
 void check_values(const at::Tensor& values, const char* caller) {
@@ -103,7 +122,7 @@ at::DimVector shape_with(const at::Tensor& X, int64_t width) {
 
 at::Tensor sparse_expand(const at::Tensor& values, const at::Tensor& mask, int64_t columns) {
   check_values(values, "sparse_expand");
-  const Mask kept(mask, columns, values.numel(), "sparse_expand");
+  const KeptEntries kept(mask, columns, values.numel(), "sparse_expand");
   auto dense = at::empty({kept.rows(), columns}, values.options());
   kept.expand(values.contiguous(), 0, dense);
   return dense;
@@ -113,7 +132,7 @@ at::Tensor sparse_gather(const at::Tensor& matrix, const at::Tensor& mask, int64
   TORCH_CHECK_VALUE(matrix.dim() == 2 && mask.dim() == 2 && matrix.size(0) == mask.size(0),
                     "sparse_gather: matrix must have as many rows as mask, got shapes ", matrix.sizes(), " and ",
                     mask.sizes());
-  const Mask kept(mask, matrix.size(1), nonzeros, "sparse_gather");
+  const KeptEntries kept(mask, matrix.size(1), nonzeros, "sparse_gather");
   auto values = at::empty({nonzeros}, matrix.options());
   kept.gather(matrix.contiguous(), 0, values);
   return values;
@@ -123,25 +142,26 @@ at::Tensor sparse_linear(const at::Tensor& X, const at::Tensor& values, const at
   check_values(values, "sparse_linear");
   TORCH_CHECK_VALUE(X.dim() >= 1, "sparse_linear: X must have a dimension at least, got a number");
   const int64_t columns = X.size(-1);
-  const Mask kept(mask, columns, values.numel(), "sparse_linear");
   const auto inputs = as_rows(X, columns, values, "sparse_linear", "X"), weights = values.contiguous();
-  auto out = at::empty({inputs.size(0), kept.rows()}, values.options());
+  const Mask bits(mask, columns, values.numel(), "sparse_linear");
+  auto out = at::empty({inputs.size(0), bits.rows()}, values.options());
   if (inputs.size(0) <= kFewTokens) {
-    kept.multiply(weights, inputs, out);
+    bits.multiply(weights, inputs, out);
   } else {
+    const KeptEntries kept(mask, columns, values.numel(), "sparse_linear");
     kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
       kept.expand(weights, first, block);
       auto part = out.narrow(1, first, block.size(0));
       at::mm_out(part, inputs, block.t());
     });
   }
-  return out.view(shape_with(X, kept.rows()));
+  return out.view(shape_with(X, bits.rows()));
 }
 
 at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, const at::Tensor& mask,
                                  int64_t columns) {
   check_values(values, "sparse_linear_adjoint");
-  const Mask kept(mask, columns, values.numel(), "sparse_linear_adjoint");
+  const KeptEntries kept(mask, columns, values.numel(), "sparse_linear_adjoint");
   const auto inputs = as_rows(Y, kept.rows(), values, "sparse_linear_adjoint", "Y"), weights = values.contiguous();
   auto out = at::zeros({inputs.size(0), columns}, values.options());
   kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
@@ -154,7 +174,7 @@ at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, 
 at::Tensor sparse_products(const at::Tensor& Y, const at::Tensor& X, const at::Tensor& mask, int64_t nonzeros) {
   TORCH_CHECK_VALUE(Y.dim() >= 1 && X.dim() >= 1, "sparse_products: X and Y must have a dimension at least");
   const int64_t columns = X.size(-1);
-  const Mask kept(mask, columns, nonzeros, "sparse_products");
+  const KeptEntries kept(mask, columns, nonzeros, "sparse_products");
   const auto right = as_rows(X, columns, Y, "sparse_products", "X");
   const auto left = as_rows(Y, kept.rows(), Y, "sparse_products", "Y");
   auto values = at::empty({nonzeros}, X.options());
