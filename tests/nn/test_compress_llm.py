@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from fastlr.nn import SparseLinear, compress_llm
+from fastlr.nn import SparseLinear, compress_llm, load
 from fastlr.nn.compress import calibrate
 from fastlr.nn.compress import engine as engine_module
 from fastlr.nn.compress import run as run_module
@@ -296,6 +296,21 @@ def test_afm_keeps_the_mean_output(make_model, tokens):
     assert model.fastlr_report.ratio_achieved >= 0.4 - 1e-9
 
 
+def test_a_bias_that_is_new_is_saved(make_model, tokens, tmp_path, logits):
+    model = compress(make_model("llama"), method="afm", calibration=tokens)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(model))
+
+
+def test_ranks_are_multiples(make_model, tokens):
+    report = compress(
+        make_model("llama"), method="two_sided", rank_multiple=4, calibration=tokens
+    ).fastlr_report
+    kept = [layer.rank for layer in report.layers if layer.form != "dense"]
+    assert kept
+    assert all(rank % 4 == 0 for rank in kept)
+
+
 def test_zero_gradients_weigh_all_alike(make_model, tokens):
     """The loss of a model that always predicts the same does not depend on any layer."""
     model = make_model("llama")
@@ -579,6 +594,7 @@ def test_bad_arguments(make_model, tokens):
     fails('allocation="loss" needs a method', method="svd_llm", allocation="loss")
     fails("needs a low-rank method", allocation="d_rank")
     fails("rank_multiple must be a positive integer, got 0", rank_multiple=0)
+    fails("rank_multiple needs a low-rank method, got method='sparse'", rank_multiple=8)
     fails("max_layer_ratio must be between ratio = 0.3 and 1, got 0.1", max_layer_ratio=0.1)
     fails("heal_steps must be an integer of at least 0, got -1", heal_steps=-1)
     fails("no linear layer in the blocks model.layers matches 'nothing'", targets=["nothing"])

@@ -83,6 +83,8 @@ class Settings:
             )
         if not isinstance(multiple, int) or multiple < 1:
             raise ValueError(f"rank_multiple must be a positive integer, got {multiple!r}")
+        if multiple > 1 and "interpolative" not in chosen.forms:
+            raise ValueError(f"rank_multiple needs a low-rank method, got method={name!r}")
         if cap is not None and not ratio <= cap <= 1:
             raise ValueError(f"max_layer_ratio must be between ratio = {ratio} and 1, got {cap}")
         return cls(name, chosen, stored, shared, float(ratio), cap, multiple)
