@@ -66,6 +66,62 @@ def test_the_knapsack_is_solved_exactly(found, share):
     assert cost(picked) == best  # sums of small whole numbers: exact
 
 
+@pytest.mark.parametrize("factor", [1, 1000, 12345])
+def test_sizes_beyond_the_units_never_exceed_the_budget(factor):
+    found = {
+        f"layer.{k}": candidates(
+            [factor * (7 + k) * j + 1 for j in range(1, 30)], [1.0 / (k + j) for j in range(1, 30)]
+        )
+        for k in range(9)
+    }
+    numbers = 800 * factor
+    chosen = solve_knapsack(found, {name: c.errors for name, c in found.items()}, numbers)
+    used = sum(int(found[name].sizes[k]) for name, k in chosen.items())
+    assert 0.9 * numbers < used <= numbers
+
+
+def test_no_layer_of_the_knapsack_is_far_above_the_mean():
+    """The control: the least sum alone leaves the steepest spectra behind."""
+    found, dense = spectra()
+    budget = Budget(found, dense, 0.5, {})
+
+    def largest(chosen):
+        return max(float(found[name].relative_errors[k]) for name, k in chosen.items())
+
+    costs = {name: c.relative_errors for name, c in found.items()}
+    free = largest(solve_knapsack(found, costs, budget.numbers))
+    # The smallest multiple with which the budget can be kept is where all errors are equal.
+    equal = min(
+        level
+        for level in torch.logspace(-6, 0, 400).tolist()
+        if sum(int(c.sizes[int((c.relative_errors > level).sum())]) for c in found.values())
+        <= budget.numbers
+    )
+    capped = largest(allocate(budget, "knapsack"))
+    assert capped <= 1.15 * equal
+    assert free > 1.3 * equal
+
+
+def test_ranks_go_by_the_root_of_what_they_cost():
+    """One spectrum, layers of the same height and of different widths."""
+    spectrum = torch.exp(-0.02 * torch.arange(64).double())
+    tails = spectrum.flip(0).cumsum(0).flip(0)
+    found, dense = {}, {}
+    for name, width in {"narrow": 64, "wide": 1024}.items():
+        found[name] = Candidates(
+            torch.tensor([rank * (64 + width) for rank in range(1, 65)]),
+            torch.cat((tails[1:], tails.new_zeros(1))),
+            float(spectrum.sum()),
+            lambda index: None,
+            spectrum,
+            torch.arange(1, 65),
+        )
+        dense[name] = 64 * (64 + width)
+    chosen = allocate(Budget(found, dense, 0.7, {}), "d_rank")
+    ratio = (chosen["narrow"] + 1) / (chosen["wide"] + 1)
+    assert ratio == pytest.approx(((64 + 1024) / 128) ** 0.5, rel=0.1)
+
+
 def test_what_cannot_be_afforded_gets_the_smallest():
     found = {"a": candidates([5, 9], [2.0, 1.0]), "b": candidates([7, 8], [2.0, 1.0])}
     costs = {name: c.errors for name, c in found.items()}
