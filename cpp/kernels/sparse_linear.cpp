@@ -8,11 +8,12 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "kept_words.hpp"
 #include "multiversion.hpp"
+#include "sparse_rows_avx2.hpp"
 #include "sparse_rows_avx512.hpp"
 
 namespace fastlr::kernels {
@@ -97,21 +98,27 @@ void count_kept_cpu(const uint8_t* mask, int64_t rows, int64_t columns, int64_t*
 namespace {
 
 // What torch has found, or was told by ATEN_CPU_CAPABILITY.
-bool has_avx512() {
-#if defined(__x86_64__)
-  static const bool found = at::get_cpu_capability() == "AVX512";
+enum class Vectors { none, avx2, avx512 };
+Vectors vectors() {
+  static const auto found = [] {
+    const auto name = at::get_cpu_capability();
+    return name == "AVX512" ? Vectors::avx512 : name == "AVX2" ? Vectors::avx2 : Vectors::none;
+  }();
   return found;
-#else
-  return false;
-#endif
 }
 
-template <typename T>
-auto expand_function() {
+template <typename T, typename Out>
+using Expand = void (*)(const uint8_t*, int64_t, const T*, Out*);
+
+template <typename T, typename Out>
+Expand<T, Out> expand_function() {
 #if defined(__x86_64__)
-  if (has_avx512()) return avx512::expand_row<T>;
+  if constexpr (std::is_same_v<T, Out>)
+    if (vectors() == Vectors::avx512) return avx512::expand_row<T>;
+  if constexpr (std::is_same_v<T, float>)
+    if (vectors() == Vectors::avx2) return avx2::expand_row;
 #endif
-  return static_cast<void (*)(const uint8_t*, int64_t, const T*, T*)>(expand_row);
+  return expand_row;
 }
 
 }  // namespace
@@ -119,7 +126,7 @@ auto expand_function() {
 template <typename T>
 void expand_cpu(const KeptRows& kept, const T* values, T* dense) {
   const int64_t bytes = bytes_of(kept.columns);
-  const auto expand = expand_function<T>();
+  const auto expand = expand_function<T, T>();
   at::parallel_for(0, kept.rows, rows_of_task(kTask, kept.columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       expand(kept.mask + r * bytes, kept.columns, values + kept.starts[r], dense + r * kept.columns);
@@ -149,7 +156,8 @@ struct Rows {
 template <typename T>
 bool multiply_rows(const Rows<T>& W, const Inputs<T>& X, T* out, int64_t out_stride) {
   using Sum = at::opmath_type<T>;
-  const bool in_registers = has_avx512();
+  const bool in_registers = vectors() == Vectors::avx512;
+  const auto expand = expand_function<T, Sum>();
   std::vector<Sum> row(in_registers ? 0 : W.columns), products(X.tokens);
   const uint8_t* bits = W.mask;
   const T* values = W.values;
@@ -161,7 +169,7 @@ bool multiply_rows(const Rows<T>& W, const Inputs<T>& X, T* out, int64_t out_str
       avx512::multiply_row(bits, W.columns, values, X.entries, X.tokens, X.stride, products.data());
 #endif
     } else {
-      expand_row(bits, W.columns, values, row.data());
+      expand(bits, W.columns, values, row.data());
       for (int64_t t = 0; t < X.tokens; ++t) products[t] = dot(row.data(), X.entries + t * X.stride, W.columns);
     }
     for (int64_t t = 0; t < X.tokens; ++t) out[t * out_stride + r] = static_cast<T>(products[t]);

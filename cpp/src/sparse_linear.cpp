@@ -10,10 +10,11 @@
 namespace fastlr {
 namespace {
 
-// A block of rows of so many entries is expanded at once, so that it stays in the cache until it is multiplied.
-constexpr int64_t kBlockEntries = 1 << 18;
 // Up to so many rows of X, expanding each row of W where it is multiplied is faster than products of blocks.
-const int64_t kFewTokens = getenv("FEW") ? atoi(getenv("FEW")) : 4;
+constexpr int64_t kFewTokens = 8;
+// A block of rows of so many entries is expanded at once: few enough to stay in the cache until they are multiplied,
+// and more where the product takes long enough, since every product packs X again.
+constexpr int64_t kLeastBlock = int64_t(1) << 20, kMostBlock = int64_t(1) << 23, kBlockOfToken = int64_t(1) << 13;
 
 // The bits of a matrix, of which `nonzeros` should be set.
 class Mask {
@@ -64,10 +65,12 @@ class KeptEntries : public Mask {
   KeptEntries(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
       : Mask(mask, columns, nonzeros, caller), starts_(row_starts()) {}
 
-  // Calls work(first, block) for blocks of rows from `first` on, `block` being memory for them.
+  // Calls work(first, block) for blocks of rows from `first` on, `block` being memory for them, of a size for
+  // products with `tokens` inputs.
   template <typename Work>
-  void for_blocks(const at::TensorOptions& options, const Work& work) const {
-    const int64_t height = std::max<int64_t>(1, kBlockEntries / std::max<int64_t>(1, columns_));
+  void for_blocks(int64_t tokens, const at::TensorOptions& options, const Work& work) const {
+    const int64_t entries = std::clamp(tokens * kBlockOfToken, kLeastBlock, kMostBlock);
+    const int64_t height = std::max<int64_t>(1, entries / std::max<int64_t>(1, columns_));
     const auto memory = at::empty({std::min(height, rows()), columns_}, options);
     for (int64_t first = 0; first < rows(); first += height)
       work(first, memory.narrow(0, 0, std::min(height, rows() - first)));
@@ -149,7 +152,7 @@ at::Tensor sparse_linear(const at::Tensor& X, const at::Tensor& values, const at
     bits.multiply(weights, inputs, out);
   } else {
     const KeptEntries kept(mask, columns, values.numel(), "sparse_linear");
-    kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
+    kept.for_blocks(inputs.size(0), values.options(), [&](int64_t first, const at::Tensor& block) {
       kept.expand(weights, first, block);
       auto part = out.narrow(1, first, block.size(0));
       at::mm_out(part, inputs, block.t());
@@ -164,7 +167,7 @@ at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, 
   const KeptEntries kept(mask, columns, values.numel(), "sparse_linear_adjoint");
   const auto inputs = as_rows(Y, kept.rows(), values, "sparse_linear_adjoint", "Y"), weights = values.contiguous();
   auto out = at::zeros({inputs.size(0), columns}, values.options());
-  kept.for_blocks(values.options(), [&](int64_t first, const at::Tensor& block) {
+  kept.for_blocks(inputs.size(0), values.options(), [&](int64_t first, const at::Tensor& block) {
     kept.expand(weights, first, block);
     out.addmm_(inputs.narrow(1, first, block.size(0)), block);
   });
@@ -178,7 +181,7 @@ at::Tensor sparse_products(const at::Tensor& Y, const at::Tensor& X, const at::T
   const auto right = as_rows(X, columns, Y, "sparse_products", "X");
   const auto left = as_rows(Y, kept.rows(), Y, "sparse_products", "Y");
   auto values = at::empty({nonzeros}, X.options());
-  kept.for_blocks(X.options(), [&](int64_t first, at::Tensor block) {
+  kept.for_blocks(right.size(0), X.options(), [&](int64_t first, at::Tensor block) {
     at::mm_out(block, left.narrow(1, first, block.size(0)).t(), right);
     kept.gather(block, first, values);
   });

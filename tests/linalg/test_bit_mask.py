@@ -1,6 +1,10 @@
 """Matrices of kept entries: the bits, the five operators, their gradients."""
 
 import itertools
+import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -90,11 +94,11 @@ def test_gradients_of_every_order(tokens):
 
 
 def test_blocks_and_threads(threads):
-    # Four blocks of rows that are expanded at once.
-    kept, weight = kept_entries(1030, 1001, 0.7)
+    # Two blocks of rows that are expanded at once, of 1047 and 13 rows.
+    kept, weight = kept_entries(1060, 1001, 0.7)
     mask, values = pack_mask(kept), weight[kept]
-    X = torch.randn(6, 1001, dtype=torch.float64, generator=generator(6))
-    Y = torch.randn(6, 1030, dtype=torch.float64, generator=generator(7))
+    X = torch.randn(16, 1001, dtype=torch.float64, generator=generator(6))
+    Y = torch.randn(16, 1060, dtype=torch.float64, generator=generator(7))
     results = []
     for number in (1, 2):
         with threads(number):
@@ -129,6 +133,34 @@ def test_bits_behind_the_last_column_count_for_nothing(tokens):
     X = torch.randn(tokens, 13, dtype=torch.float64)
     assert torch.equal(sparse_linear(X, values, more), sparse_linear(X, values, mask))
     assert torch.equal(sparse_expand(values, more, 13), weight)
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_lesser_processors_give_the_same(capability):
+    """The loops that this processor would not choose, in a process that is told to."""
+    code = """
+    import torch
+    from fastlr.linalg.bit_mask import pack_mask, sparse_expand, sparse_linear
+    assert torch.backends.cpu.get_cpu_capability() != "AVX512"
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for i in (1, 7, 8, 9, 63, 64, 65, 200):
+            for density in (0, 0.3, 0.9, 1):
+                kept = torch.rand(5, i) < density
+                weight = torch.randn(5, i).to(dtype) * kept
+                mask, values, X = pack_mask(kept), weight[kept], torch.randn(3, i).to(dtype)
+                assert torch.equal(sparse_expand(values, mask, i), weight)
+                found, exact = sparse_linear(X, values, mask), X.double() @ weight.double().T
+                # 200 products of size 1 and their rounded sum.
+                assert float((found - exact).abs().max()) <= 100 * torch.finfo(dtype).eps
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors():

@@ -9,7 +9,9 @@ import textwrap
 import pytest
 import torch
 
-from fastlr.nn import InterpolativeLinear, LowRankLinear, compress_llm, load
+from fastlr.nn import InterpolativeLinear, LowRankLinear, SparseLinear, compress_llm, load
+from fastlr.nn.hf import describe_compressed
+from fastlr.nn.modules.dense import is_dense_linear
 
 CASES = [
     ("llama", "interpolative", torch.float32),
@@ -61,6 +63,26 @@ def saved(make_model, tokens, tmp_path):
     return save
 
 
+@pytest.fixture
+def saved_sparse(make_model, tmp_path):
+    """saved_sparse(architecture, dtype) → (a model of sparse layers, where it was saved)."""
+
+    def save(architecture="llama", dtype=torch.float32, **changes):
+        from transformers import AutoModelForCausalLM
+
+        place = tmp_path / f"{architecture}-sparse"
+        make_model(architecture, dtype, **changes).save_pretrained(place / "dense")
+        model = AutoModelForCausalLM.from_pretrained(place / "dense", dtype=dtype)
+        for name, module in list(model.named_modules()):
+            if is_dense_linear(module) and name != "lm_head":
+                model.set_submodule(name, SparseLinear.from_dense(module, 0.7))
+        describe_compressed(model)
+        model.save_pretrained(place / "low")
+        return model, place / "low"
+
+    return save
+
+
 LOADING = """
 import sys
 {imports}
@@ -70,7 +92,7 @@ with torch.no_grad():
     logits = model(torch.arange(3, 43)[None]).logits
 torch.save(logits, sys.argv[2])
 kinds = {{type(m).__name__ for m in model.modules()}}
-print(sorted(kinds & {{"LowRankLinear", "InterpolativeLinear"}}))
+print(sorted(kinds & {{"LowRankLinear", "InterpolativeLinear", "SparseLinear"}}))
 """
 FIRST = "import fastlr\nassert 'transformers' not in sys.modules\n"
 ORDERS = {
@@ -85,6 +107,48 @@ def test_a_fresh_process_gives_the_same_bits(saved, logits, tmp_path, order):
     printed = run(LOADING.format(imports=ORDERS[order]), directory, tmp_path / "logits.pt")
     assert "InterpolativeLinear" in printed
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+
+
+def test_sparse_layers_load_in_a_fresh_process(saved_sparse, logits, tmp_path):
+    model, directory = saved_sparse("llama", torch.bfloat16, tie=True)
+    printed = run(LOADING.format(imports=ORDERS["fastlr first"]), directory, tmp_path / "logits.pt")
+    assert "SparseLinear" in printed
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [("llama", torch.float32), ("qwen", torch.float16), ("gpt2", torch.float32)],
+)
+def test_sparse_layers_load_with_the_same_bits(saved_sparse, logits, architecture, dtype):
+    model, directory = saved_sparse(architecture, dtype)
+    again = load(directory)
+    assert torch.equal(logits(again), logits(model))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+        assert tensor.dtype == again.state_dict()[name].dtype
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) == tied
+    half = load(directory, dtype=torch.bfloat16)
+    layers = [module for module in half.modules() if isinstance(module, SparseLinear)]
+    assert layers
+    for layer in layers:
+        assert (layer.values.dtype, layer.mask.dtype) == (torch.bfloat16, torch.uint8)
+        assert layer.damage() is None
+    again.train()(torch.arange(3, 20)[None], labels=torch.arange(3, 20)[None]).loss.backward()
+    assert all(p.grad is not None for p in again.parameters())
+
+
+def test_a_damaged_mask_in_a_checkpoint_is_refused(saved_sparse):
+    from safetensors.torch import load_file, save_file
+
+    _, directory = saved_sparse()
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.mask"][3, 1] ^= 4
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"damaged: layer 'model.layers.1.mlp.up_proj': the mask"):
+        load(directory)
 
 
 @pytest.mark.parametrize(("architecture", "form", "dtype"), CASES)
