@@ -87,7 +87,7 @@ class Gram:
             rows = rows.float()
         chunk = _CHUNK if exact else _SHORT_CHUNK
         matrix = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
-        total, magnitude = torch.zeros_like(matrix[:2]).unbind()
+        total, magnitude = matrix.new_zeros(2, width).unbind()
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             _add_products(matrix, high_precision(part) if exact else part)

@@ -46,6 +46,19 @@ class HealReport:
         held out, nats a token.
     history : list of (int, float)
         That divergence after so many steps.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=1, num_attention_heads=4))
+    >>> model = compress_llm(model, 0.5, calibration=torch.arange(64), seq_len=16, samples=4,
+    ...                      heal_steps=4, progress=False)
+    >>> healed = model.fastlr_report.heal
+    >>> healed.steps, healed.after <= healed.before
+    (4, True)
     """
 
     steps: int

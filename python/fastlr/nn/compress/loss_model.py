@@ -36,6 +36,18 @@ class LossPrediction:
     measured : float
         The Kullback–Leibler divergence of the model's predictions from the dense model's, nats a
         token: the increase of the loss without its first order, which has no sign of its own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_llm
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=1, num_attention_heads=4))
+    >>> model = compress_llm(model, 0.3, calibration=torch.arange(64), seq_len=16, samples=4,
+    ...                      progress=False)
+    >>> [p.name.rpartition(".")[2] for p in model.fastlr_report.predictions][:3]
+    ['q_proj', 'k_proj', 'v_proj']
     """
 
     name: str
