@@ -244,6 +244,39 @@ def interpolative(la: Any, repeats: int) -> Iterator[Outcome]:
             )
 
 
+@case
+def sparse_linear(la: Any, repeats: int) -> Iterator[Outcome]:
+    """Products, expansion and gradients of kept entries; the floor is the dense product."""
+    from fastlr.linalg.bit_mask import pack_mask, sparse_expand, sparse_linear
+
+    rows, columns = 4096, 4099
+    kept = la.random_matrix(rows, columns, kind="uniform", seed=1) < 0.77
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = (la.random_matrix(rows, columns, seed=2) * kept).to(dtype)
+        on_cpu = weight[kept], pack_mask(kept)
+        values, mask = (tensor.cuda() for tensor in on_cpu)
+        different = int((sparse_expand(values, mask, columns).cpu() != weight).sum())
+        yield Outcome(f"sparse_expand {_short(dtype)}: different entries", different, 0)
+        dense = weight.cuda()
+        for tokens in (1, 8, 100):
+            inputs = la.random_matrix(tokens, columns, seed=3).to(dtype)
+            results = []
+            for X, v, bits in ((inputs.cuda(), values, mask), (inputs, *on_cpu)):
+                v = v.clone().requires_grad_()
+                output = sparse_linear(X, v, bits)
+                results.append((output.detach(), torch.autograd.grad(output.sum(), v)[0]))
+            (got, gradient), (expected, exact) = results
+            apply = partial(sparse_linear, inputs.cuda(), values, mask)
+            yield Outcome(
+                f"sparse_linear, {tokens} tokens, {_short(dtype)}: relative",
+                max(_relative(got, expected), _relative(gradient, exact)),
+                # Sums of 4099 products in float32; bfloat16 is rounded once on either side.
+                4 * (_roundoff(dtype) if dtype == torch.bfloat16 else 4099**0.5 * 2**-24),
+                seconds_of(apply, repeats),
+                seconds_of(partial(torch.nn.functional.linear, inputs.cuda(), dense), repeats),
+            )
+
+
 # ---- errors ----
 
 

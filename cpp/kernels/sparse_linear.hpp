@@ -41,4 +41,18 @@ template <typename T>
 bool multiply_cpu(const uint8_t* mask, int64_t rows, int64_t columns, const T* values, int64_t nonzeros,
                   const Inputs<T>& X, T* out);
 
+// The same on a GPU, where nothing waits to hear whether bits and values agree; `stream` is a cudaStream_t. counts[r]
+// is how many entries row r keeps.
+void count_kept_cuda(const uint8_t* mask, int64_t rows, int64_t columns, int64_t* counts, void* stream);
+
+template <typename T>
+void expand_cuda(const KeptRows& kept, const T* values, int64_t nonzeros, T* dense, void* stream);
+
+template <typename T>
+void gather_cuda(const KeptRows& kept, const T* dense, int64_t stride, T* values, int64_t nonzeros, void* stream);
+
+template <typename T>
+void multiply_cuda(const KeptRows& kept, const T* values, int64_t nonzeros, const T* X, int64_t tokens, T* out,
+                   void* stream);
+
 }  // namespace fastlr::kernels

@@ -7,6 +7,11 @@
 
 #include "sparse_linear.hpp"
 
+#ifdef FASTLR_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 namespace fastlr {
 namespace {
 
@@ -19,12 +24,19 @@ constexpr int64_t kLeastBlock = int64_t(1) << 20, kMostBlock = int64_t(1) << 23,
 // The bits of a matrix, of which `nonzeros` should be set.
 class Mask {
  public:
-  Mask(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
+  // `operand` is on the device of the mask, or there is an error.
+  Mask(const at::Tensor& mask, const at::Tensor& operand, int64_t columns, int64_t nonzeros, const char* caller)
       : caller_(caller), nonzeros_(nonzeros), columns_(columns), bits_(mask.contiguous()) {
+    TORCH_CHECK_VALUE(mask.device() == operand.device(), caller, ": mask must be on ", operand.device(), ", got ",
+                      mask.device());
     TORCH_CHECK_TYPE(mask.scalar_type() == at::kByte, caller, ": mask must be uint8, got ", mask.scalar_type());
     TORCH_CHECK_VALUE(mask.dim() == 2 && mask.size(1) == (columns + 7) / 8, caller, ": mask must have a row of ",
                       (columns + 7) / 8, " bytes for ", columns, " columns, got shape ", mask.sizes());
-    TORCH_CHECK_VALUE(mask.is_cpu(), caller, ": there is no kernel for device ", mask.device());
+#ifdef FASTLR_WITH_CUDA
+    if (mask.is_cuda()) return;
+#endif
+    TORCH_CHECK_VALUE(mask.is_cpu(), caller, ": this build of fastlr has no kernel for device ", mask.device(),
+                      "; rebuild it where torch and nvcc have CUDA");
   }
 
   int64_t rows() const { return bits_.size(0); }
@@ -33,6 +45,15 @@ class Mask {
   // out = X Wᵀ, row by row of W.
   void multiply(const at::Tensor& values, const at::Tensor& X, const at::Tensor& out) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_linear", [&] {
+#ifdef FASTLR_WITH_CUDA
+      if (bits_.is_cuda()) {
+        const auto starts = row_starts();
+        kernels::multiply_cuda<scalar_t>({row(0), starts.const_data_ptr<int64_t>(), rows(), columns_},
+                                         values.const_data_ptr<scalar_t>(), nonzeros_, X.const_data_ptr<scalar_t>(),
+                                         X.size(0), out.mutable_data_ptr<scalar_t>(), stream());
+        return;
+      }
+#endif
       using Sum = at::opmath_type<scalar_t>;
       const int64_t padding = (kernels::kWord - columns_ % kernels::kWord) % kernels::kWord;
       const auto inputs = at::constant_pad_nd(X.to(c10::CppTypeToScalarType<Sum>::value), {0, padding});
@@ -44,9 +65,15 @@ class Mask {
   }
 
  protected:
-  // Where the values of each row begin, and an error if there are more or fewer of them than bits.
+  // Where the values of each row begin, and on the CPU an error if there are more or fewer of them than bits.
   at::Tensor row_starts() const {
-    auto starts = at::empty({rows() + 1}, bits_.options().dtype(at::kLong));
+    auto starts = at::zeros({rows() + 1}, bits_.options().dtype(at::kLong));
+#ifdef FASTLR_WITH_CUDA
+    if (bits_.is_cuda()) {
+      kernels::count_kept_cuda(row(0), rows(), columns_, starts.mutable_data_ptr<int64_t>() + 1, stream());
+      return starts.cumsum(0);
+    }
+#endif
     int64_t* first = starts.mutable_data_ptr<int64_t>();
     kernels::count_kept_cpu(row(0), rows(), columns_, first);
     TORCH_CHECK_VALUE(first[rows()] == nonzeros_, caller_, ": mask keeps ", first[rows()], " entries, got ", nonzeros_,
@@ -54,16 +81,23 @@ class Mask {
     return starts;
   }
 
+#ifdef FASTLR_WITH_CUDA
+  static void* stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+#endif
+
   const char* caller_;
   int64_t nonzeros_, columns_;
   at::Tensor bits_;
+#ifdef FASTLR_WITH_CUDA
+  c10::cuda::OptionalCUDAGuard guard_{bits_.is_cuda() ? std::make_optional(bits_.device()) : std::nullopt};
+#endif
 };
 
 // The same, and where the values of each row begin.
 class KeptEntries : public Mask {
  public:
-  KeptEntries(const at::Tensor& mask, int64_t columns, int64_t nonzeros, const char* caller)
-      : Mask(mask, columns, nonzeros, caller), starts_(row_starts()) {}
+  KeptEntries(const at::Tensor& mask, const at::Tensor& operand, int64_t columns, int64_t nonzeros, const char* caller)
+      : Mask(mask, operand, columns, nonzeros, caller), starts_(row_starts()) {}
 
   // Calls work(first, block) for blocks of rows from `first` on, `block` being memory for them, of a size for
   // products with `tokens` inputs.
@@ -78,6 +112,11 @@ class KeptEntries : public Mask {
 
   void expand(const at::Tensor& values, int64_t first, const at::Tensor& dense) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_expand", [&] {
+#ifdef FASTLR_WITH_CUDA
+      if (bits_.is_cuda())
+        return kernels::expand_cuda(kept(first, dense.size(0)), values.const_data_ptr<scalar_t>(), nonzeros_,
+                                    dense.mutable_data_ptr<scalar_t>(), stream());
+#endif
       kernels::expand_cpu(kept(first, dense.size(0)), values.const_data_ptr<scalar_t>(),
                           dense.mutable_data_ptr<scalar_t>());
     });
@@ -85,6 +124,11 @@ class KeptEntries : public Mask {
 
   void gather(const at::Tensor& dense, int64_t first, const at::Tensor& values) const {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, values.scalar_type(), "sparse_gather", [&] {
+#ifdef FASTLR_WITH_CUDA
+      if (bits_.is_cuda())
+        return kernels::gather_cuda(kept(first, dense.size(0)), dense.const_data_ptr<scalar_t>(), dense.stride(0),
+                                    values.mutable_data_ptr<scalar_t>(), nonzeros_, stream());
+#endif
       kernels::gather_cpu(kept(first, dense.size(0)), dense.const_data_ptr<scalar_t>(), dense.stride(0),
                           values.mutable_data_ptr<scalar_t>());
     });
@@ -111,6 +155,8 @@ at::Tensor as_rows(const at::Tensor& X, int64_t width, const at::Tensor& like, c
                     " entries in its last dimension, got shape ", X.sizes());
   TORCH_CHECK_TYPE(X.scalar_type() == like.scalar_type(), caller, ": ", name, " must be ", like.scalar_type(), ", got ",
                    X.scalar_type());
+  TORCH_CHECK_VALUE(X.device() == like.device(), caller, ": ", name, " must be on ", like.device(), ", got ",
+                    X.device());
   return X.reshape({c10::multiply_integers(X.sizes().slice(0, X.dim() - 1)), width}).contiguous();
 }
 
@@ -125,7 +171,7 @@ at::DimVector shape_with(const at::Tensor& X, int64_t width) {
 
 at::Tensor sparse_expand(const at::Tensor& values, const at::Tensor& mask, int64_t columns) {
   check_values(values, "sparse_expand");
-  const KeptEntries kept(mask, columns, values.numel(), "sparse_expand");
+  const KeptEntries kept(mask, values, columns, values.numel(), "sparse_expand");
   auto dense = at::empty({kept.rows(), columns}, values.options());
   kept.expand(values.contiguous(), 0, dense);
   return dense;
@@ -135,7 +181,7 @@ at::Tensor sparse_gather(const at::Tensor& matrix, const at::Tensor& mask, int64
   TORCH_CHECK_VALUE(matrix.dim() == 2 && mask.dim() == 2 && matrix.size(0) == mask.size(0),
                     "sparse_gather: matrix must have as many rows as mask, got shapes ", matrix.sizes(), " and ",
                     mask.sizes());
-  const KeptEntries kept(mask, matrix.size(1), nonzeros, "sparse_gather");
+  const KeptEntries kept(mask, matrix, matrix.size(1), nonzeros, "sparse_gather");
   auto values = at::empty({nonzeros}, matrix.options());
   kept.gather(matrix.contiguous(), 0, values);
   return values;
@@ -146,12 +192,12 @@ at::Tensor sparse_linear(const at::Tensor& X, const at::Tensor& values, const at
   TORCH_CHECK_VALUE(X.dim() >= 1, "sparse_linear: X must have a dimension at least, got a number");
   const int64_t columns = X.size(-1);
   const auto inputs = as_rows(X, columns, values, "sparse_linear", "X"), weights = values.contiguous();
-  const Mask bits(mask, columns, values.numel(), "sparse_linear");
+  const Mask bits(mask, values, columns, values.numel(), "sparse_linear");
   auto out = at::empty({inputs.size(0), bits.rows()}, values.options());
   if (inputs.size(0) <= kFewTokens) {
     bits.multiply(weights, inputs, out);
   } else {
-    const KeptEntries kept(mask, columns, values.numel(), "sparse_linear");
+    const KeptEntries kept(mask, values, columns, values.numel(), "sparse_linear");
     kept.for_blocks(inputs.size(0), values.options(), [&](int64_t first, const at::Tensor& block) {
       kept.expand(weights, first, block);
       auto part = out.narrow(1, first, block.size(0));
@@ -164,7 +210,7 @@ at::Tensor sparse_linear(const at::Tensor& X, const at::Tensor& values, const at
 at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, const at::Tensor& mask,
                                  int64_t columns) {
   check_values(values, "sparse_linear_adjoint");
-  const KeptEntries kept(mask, columns, values.numel(), "sparse_linear_adjoint");
+  const KeptEntries kept(mask, values, columns, values.numel(), "sparse_linear_adjoint");
   const auto inputs = as_rows(Y, kept.rows(), values, "sparse_linear_adjoint", "Y"), weights = values.contiguous();
   auto out = at::zeros({inputs.size(0), columns}, values.options());
   kept.for_blocks(inputs.size(0), values.options(), [&](int64_t first, const at::Tensor& block) {
@@ -177,7 +223,7 @@ at::Tensor sparse_linear_adjoint(const at::Tensor& Y, const at::Tensor& values, 
 at::Tensor sparse_products(const at::Tensor& Y, const at::Tensor& X, const at::Tensor& mask, int64_t nonzeros) {
   TORCH_CHECK_VALUE(Y.dim() >= 1 && X.dim() >= 1, "sparse_products: X and Y must have a dimension at least");
   const int64_t columns = X.size(-1);
-  const KeptEntries kept(mask, columns, nonzeros, "sparse_products");
+  const KeptEntries kept(mask, X, columns, nonzeros, "sparse_products");
   const auto right = as_rows(X, columns, Y, "sparse_products", "X");
   const auto left = as_rows(Y, kept.rows(), Y, "sparse_products", "Y");
   auto values = at::empty({nonzeros}, X.options());

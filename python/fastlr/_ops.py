@@ -192,28 +192,41 @@ def _(
     )
 
 
+def _require_one_device(name: str, *tensors: Tensor) -> None:
+    """Also where only some are on the meta device: the result would be memory without content."""
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        found = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"{name}: all tensors must be on one device, got {found}")
+
+
 @torch.library.register_fake("fastlr::sparse_expand")
 def _(values: Tensor, mask: Tensor, columns: int) -> Tensor:
+    _require_one_device("sparse_expand", values, mask)
     return values.new_empty((mask.shape[0], columns))
 
 
 @torch.library.register_fake("fastlr::sparse_gather")
 def _(matrix: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    _require_one_device("sparse_gather", matrix, mask)
     return matrix.new_empty((nonzeros,))
 
 
 @torch.library.register_fake("fastlr::sparse_linear")
 def _(X: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    _require_one_device("sparse_linear", X, values, mask)
     return X.new_empty((*X.shape[:-1], mask.shape[0]))
 
 
 @torch.library.register_fake("fastlr::sparse_linear_adjoint")
 def _(Y: Tensor, values: Tensor, mask: Tensor, columns: int) -> Tensor:
+    _require_one_device("sparse_linear_adjoint", Y, values, mask)
     return Y.new_empty((*Y.shape[:-1], columns))
 
 
 @torch.library.register_fake("fastlr::sparse_products")
 def _(Y: Tensor, X: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
+    _require_one_device("sparse_products", Y, X, mask)
     return X.new_empty((nonzeros,))
 
 

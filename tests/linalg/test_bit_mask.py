@@ -176,6 +176,10 @@ def test_errors():
     ):
         with pytest.raises(ValueError, match=f"mask keeps {count} entries, got {count - 1} values"):
             call()
+    more = torch.cat((values, values[:1]))
+    for tokens in (1, 40):
+        with pytest.raises(ValueError, match=f"keeps {count} entries, got {count + 1} values"):
+            sparse_linear(X[:1].expand(tokens, 13), more, mask)
     with pytest.raises(ValueError, match="sparse_expand: mask must have a row of 3 bytes for 17"):
         sparse_expand(values, mask, 17)
     with pytest.raises(TypeError, match="sparse_linear: mask must be uint8, got Char"):
@@ -188,5 +192,11 @@ def test_errors():
         OPS.sparse_linear_adjoint(X, values, mask, 13)
     with pytest.raises(ValueError, match="as many rows as mask"):
         OPS.sparse_gather(weight[1:], mask, count)
+    for call in (
+        lambda: OPS.sparse_products(X[:, :7], X, mask.to("meta"), count),
+        lambda: sparse_linear(X, values, mask.to("meta")),
+    ):
+        with pytest.raises(ValueError, match="must be on one device, got cpu and meta"):
+            call()
     with pytest.raises(ValueError, match="values must have 1 dimension"):
         sparse_expand(values[None], mask, 13)
