@@ -55,7 +55,7 @@ def peer(A: Tensor, height: int) -> IncrementalPCA:
 
 def appends(session: Session, rows: int, dtype: torch.dtype) -> None:
     A = stream(rows, dtype)
-    vectors = la.random_matrix(COLUMNS, RANK, seed=3, dtype=dtype)
+    vectors = la.random_matrix(RANK, COLUMNS, seed=3, dtype=dtype)
     best = float(torch.linalg.svdvals(A.double())[RANK:].norm())
 
     def graded(result: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def appends(session: Session, rows: int, dtype: torch.dtype) -> None:
 
     def one_by_one() -> None:
         for row in A:
-            row[None] @ vectors
+            vectors @ row
 
     session.table(
         f"{rows:,} rows one by one, {COLUMNS} columns, rank {RANK}, {str(dtype)[6:]}",
@@ -81,7 +81,7 @@ def appends(session: Session, rows: int, dtype: torch.dtype) -> None:
 
     def products() -> None:
         for block in A.split(height):
-            block @ vectors
+            block @ vectors.mT
 
     session.table(
         f"The same in blocks of {height} rows",
@@ -94,7 +94,7 @@ def appends(session: Session, rows: int, dtype: torch.dtype) -> None:
 
 
 def merges(session: Session, rows: int) -> None:
-    for m in (rows // 4, rows):
+    for m in (rows // 4, rows, 4 * rows):
         A = stream(m, torch.float32)
         above, below = by_blocks(A, m), by_blocks(A.flip(0), m)
         width = RANK + 10

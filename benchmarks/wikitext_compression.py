@@ -1,8 +1,9 @@
-"""Perplexity on WikiText-2 of a language model that fastlr has compressed.
+"""Perplexity of a language model that fastlr has compressed: WikiText-2, and a second text.
 
-Every method and form at every ratio, all from one calibration. The protocol: rows of the raw text
-joined with a blank line between them, tokenised once without special tokens, non-overlapping
-windows, exp of the mean negative log-likelihood over the predicted positions.
+Every method at every ratio, with its own allocation and with the uniform one, all from one
+calibration. The protocol: rows of the raw text joined with a blank line between them, tokenised
+once without special tokens, non-overlapping windows, exp of the mean negative log-likelihood over
+the predicted positions.
 """
 
 from __future__ import annotations
@@ -23,57 +24,87 @@ from torch import Tensor
 
 from fastlr.nn import compress_llm, perplexity
 from fastlr.nn.compress import calibrate
+from fastlr.nn.compress.methods import METHODS
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown, seconds_of
-
-METHODS = ("svd", "svd_llm")
-FORMS = ("factored", "interpolative")
 
 
 def main() -> None:
     options = _options()
     model, tokenizer = load(options.model, options.dtype)
-    test = tokenize(wikitext(options.test_text), tokenizer)
+    texts = {"WikiText-2": tokenize(wikitext(options.test_text), tokenizer)}
+    if options.second_text:
+        texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
 
-    dense = {"ratio": "dense", "method": "", "form": ""}
-    rows = [{**dense, **measure(model, test, options), "MB": megabytes(model)}]
+    dense = {name: perplexity_of(model, tokens, options) for name, tokens in texts.items()}
+    rows: list[dict[str, Any]] = [
+        {
+            "ratio": "dense",
+            "method": "",
+            "allocation": "",
+            **{name: f"{value:.2f}" for name, value in dense.items()},
+            **speed(model, texts["WikiText-2"], options),
+            "MB": megabytes(model),
+        }
+    ]
     _tell(rows[0])
     statistics = calibrate(
-        model, train, samples=options.samples, seq_len=options.seq_len, progress=options.progress
+        model,
+        train,
+        samples=options.samples,
+        seq_len=options.seq_len,
+        gradients=True,
+        progress=options.progress,
     )
-    for ratio, method, form in itertools.product(options.ratios, METHODS, FORMS):
-        start = time.perf_counter()
-        smaller = compress_llm(
-            copy.deepcopy(model),
-            ratio,
-            method=method,
-            form=form,
-            calibration=statistics,
-            progress=options.progress,
-        )
-        seconds = time.perf_counter() - start
-        report = smaller.fastlr_report
-        before, after = report.model_before, report.model_after
-        rows.append(
-            {
-                "ratio": str(ratio),
-                "method": method,
-                "form": form,
-                **measure(smaller, test, options),
-                "output error": f"{report.mean_output_error:.4f}",
-                "linears removed": f"{report.ratio_achieved:.2%}",
-                "model removed": f"{1 - after.parameters / before.parameters:.2%}",
-                "MB": f"{after.bytes / 1e6:.1f}",
-                "factorization": f"{seconds:.0f} s",
-            }
-        )
-        _tell(rows[-1])
+    print(f"calibration: {statistics.seconds:.0f} s", file=sys.stderr)
+    for ratio, method in itertools.product(options.ratios, options.methods):
+        for allocation in allocations_of(method, options):
+            start = time.perf_counter()
+            smaller = compress_llm(
+                copy.deepcopy(model),
+                ratio,
+                method=method,
+                form=options.form,
+                allocation=allocation,
+                heal_steps=options.heal_steps,
+                calibration=statistics,
+                progress=options.progress,
+            )
+            seconds = time.perf_counter() - start
+            report = smaller.fastlr_report
+            row = {"ratio": str(ratio), "method": report.method, "allocation": report.allocation}
+            for name, tokens in texts.items():
+                value = perplexity_of(smaller, tokens, options)
+                row[name] = f"{value:.2f}"
+                row[f"{name} / dense"] = f"{value / dense[name]:.3f}"
+            before, after = report.model_before, report.model_after
+            rows.append(
+                {
+                    **row,
+                    **speed(smaller, texts["WikiText-2"], options),
+                    "output error": f"{report.mean_output_error:.4f}",
+                    "linears removed": f"{report.ratio_achieved:.2%}",
+                    "model removed": f"{1 - after.parameters / before.parameters:.2%}",
+                    "MB": f"{after.bytes / 1e6:.1f}",
+                    "seconds": f"{seconds:.0f}",
+                }
+            )
+            _tell(rows[-1])
     if options.json:
         settings = {k: v for k, v in vars(options).items() if k != "json"}
-        print(json.dumps({"machine": machine_line(), "settings": settings, "rows": rows}, indent=2))
+        found = {"machine": machine_line(), "settings": settings, "rows": rows}
+        print(json.dumps(found, indent=2, default=str))
     else:
         print(machine_line(), markdown(rows), sep="\n\n")
+
+
+def allocations_of(method: str, options: argparse.Namespace) -> list[str | None]:
+    """The method's own allocation and the uniform one, or those that were asked for."""
+    if options.allocations:
+        return list(options.allocations)
+    own = None if method == "auto" else METHODS[method].allocation
+    return [own] if own == "uniform" else [own, "uniform"]
 
 
 def load(name: str, dtype: str) -> tuple[Any, Any]:
@@ -100,16 +131,27 @@ def wikitext(path: Path) -> str:
     return "\n\n".join(f"{row}\n" if row.strip() else "" for row in rows)
 
 
-def measure(model: Any, tokens: Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity, and tokens a second for one token and for a batch of windows."""
+def plain(path: Path) -> str:
+    """A text file (.xz or not)."""
+    open_text = lzma.open if path.suffix == ".xz" else open
+    with open_text(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def perplexity_of(model: Any, tokens: Tensor, options: argparse.Namespace) -> float:
+    return perplexity(model, tokens, options.seq_len, windows=options.windows)
+
+
+def speed(model: Any, tokens: Tensor, options: argparse.Namespace) -> dict[str, str]:
+    """Tokens a second, for one token and for a batch of windows."""
+    if not options.speed:
+        return {}
     one = tokens[:1][None]
     windows = tokens[: 4 * options.seq_len].reshape(4, -1)
     with torch.no_grad():
         alone = seconds_of(lambda: model(input_ids=one, use_cache=False), 5)
         together = seconds_of(lambda: model(input_ids=windows, use_cache=False), 1)
-    value = perplexity(model, tokens, options.seq_len, windows=options.windows)
     return {
-        "perplexity": f"{value:.2f}",
         "tokens/s, 1": f"{1 / alone:.1f}",
         f"tokens/s, {windows.numel()}": f"{windows.numel() / together:.0f}",
     }
@@ -131,10 +173,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model", help="a directory that transformers reads, or a .gguf file")
     parser.add_argument("--test-text", type=Path, required=True, help="wiki.test.raw")
     parser.add_argument("--train-text", type=Path, required=True, help="wiki.train.raw")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.4])
-    parser.add_argument("--samples", type=int, default=32, help="calibration windows")
-    parser.add_argument("--seq-len", type=int, default=512, help="tokens in a window")
-    parser.add_argument("--windows", type=int, default=12, help="evaluation windows")
+    parser.add_argument("--second-text", type=Path, help="another text, of any kind")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.3, 0.4])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["auto", *METHODS])
+    parser.add_argument("--allocations", nargs="+", help="instead of each method's own and uniform")
+    parser.add_argument("--form", help="of the weights; default: the method's first")
+    parser.add_argument("--heal-steps", type=int, default=0, help="steps of distillation")
+    parser.add_argument("--samples", type=int, default=64, help="calibration windows")
+    parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a window")
+    parser.add_argument("--windows", type=int, default=20, help="evaluation windows")
+    parser.add_argument("--speed", action="store_true", help="measure tokens a second too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -30,12 +30,18 @@ def joint_factors(count, m, w, dtype=torch.float64):
     return U, S.contiguous(), torch.full((count,), 0.1).double(), 1 + torch.arange(count).double()
 
 
-def incremental(n, rank, dtype=torch.float64):
-    """The core and the right factor of a matrix of n columns."""
+def incremental(n, rank, added, dtype=torch.float64):
+    """The core of a matrix of n columns, and its right factor's adjoint above some rows."""
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    return torch.diag(1.0 / torch.arange(1, rank + 1)).to(wide), torch.linalg.qr(
-        matrix(n, rank, dtype)
-    ).Q
+    right = torch.linalg.qr(matrix(n, rank, dtype)).Q
+    core = torch.diag(1.0 / torch.arange(1, rank + 1)).to(wide)
+    return core, torch.cat([right.mH, matrix(added, n, dtype)])
+
+
+def weight(n, dtype=torch.float64):
+    """A positive definite matrix."""
+    A = matrix(n, 2 * n, dtype)
+    return A @ A.mH
 
 
 def sparse(o, i, density, dtype=torch.float64):
@@ -117,16 +123,10 @@ SAMPLES = {
     ),
     "incremental_append": (
         [
-            (*incremental(20, 0), matrix(6, 20), 5, 0.0, [0.0, 0.0, 0.0]),
-            (*incremental(20, 4), matrix(6, 20), 5, 0.0, [0.1, 0.2, 0.3]),
-            (
-                *incremental(20, 4, torch.complex64),
-                matrix(3, 20, torch.complex64),
-                9,
-                0.0,
-                3 * [0.0],
-            ),
-            (*incremental(8, 4, torch.float32), matrix(9, 8, torch.float32), 9, 0.5, 3 * [0.0]),
+            (*incremental(20, 0, 6), 5, 0.0, [0.0, 0.0, 0.0]),
+            (*incremental(20, 4, 6), 5, 0.0, [0.1, 0.2, 0.3]),
+            (*incremental(20, 4, 3, torch.complex64), 9, 0.0, 3 * [0.0]),
+            (*incremental(8, 4, 9, torch.float32), 9, 0.5, 3 * [0.0]),
         ],
         False,
     ),
@@ -145,6 +145,24 @@ SAMPLES = {
         [
             (matrix(9, 4), matrix(4, 4), matrix(8, 4), 0, 3, 0.0, [0.1, 0.2, 0.3]),
             (matrix(9, 2), matrix(2, 2), matrix(8, 2), 3, 3, 0.0, [0.0, 0.0, 0.0]),
+        ],
+        False,
+    ),
+    "weighted_low_rank": (
+        [
+            (matrix(12, 9), None, None, None, None, None, None, None),
+            (matrix(9, 12), weight(9), None, weight(12), None, None, 4, None),
+            (
+                matrix(12, 9, torch.complex64),
+                None,
+                None,
+                weight(9, torch.complex128),
+                None,
+                0.1 * torch.ones(9),
+                3,
+                None,
+            ),
+            (matrix(12, 9), torch.ones(12), None, *torch.linalg.eigh(weight(9)), None, None, 0.5),
         ],
         False,
     ),

@@ -20,6 +20,7 @@
 #include <torch/csrc/Exceptions.h>
 
 #include "hermitian.hpp"
+#include "incremental.hpp"
 #include "python_operators.hpp"
 #include "streaming.hpp"
 #include "svd.hpp"
@@ -152,6 +153,9 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
   fastlr::bindings::define_streaming(module);
+  module.def("copy_of_plain_lines", &fastlr::bindings::copy_of_plain_lines, py::arg("block"), py::arg("axis"),
+             py::arg("dtype"), py::arg("width"), py::arg("most"),
+             "A block that is dense, in memory, of this type, small and finite, as rows of their own; else None.");
   module.def(
       "top_eigenvector",
       [](int64_t columns, at::ScalarType dtype, at::Device device, py::object iterate,

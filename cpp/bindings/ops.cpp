@@ -15,6 +15,7 @@
 #include <fastlr/sketch.hpp>
 #include <fastlr/sparse_linear.hpp>
 #include <fastlr/svd_backward.hpp>
+#include <fastlr/weighted_low_rank.hpp>
 
 #include "svd.hpp"
 
@@ -116,11 +117,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor
 fastlr::ErrorBound error_bound(at::ArrayRef<double> numbers) { return {numbers[0], numbers[1], numbers[2]}; }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> incremental_append(const at::Tensor& core,
-                                                                              const at::Tensor& right,
-                                                                              const at::Tensor& rows, int64_t most,
+                                                                              const at::Tensor& lines, int64_t most,
                                                                               double tol, at::ArrayRef<double> error) {
   const WithConjugateViews guard;
-  const auto r = fastlr::append_rows(core, right, rows, {most, tol}, error_bound(error));
+  const auto r = fastlr::append_rows(core, lines, {most, tol}, error_bound(error));
   return {r.rotation, r.core, r.right, at::tensor({r.error.settled, r.error.running, r.error.rounding}, at::kDouble)};
 }
 
@@ -129,6 +129,17 @@ Factors incremental_compress(const at::Tensor& left, const at::Tensor& core, con
   const WithConjugateViews guard;
   const auto r = fastlr::compress(left, core, right, least, {most, tol}, error_bound(error));
   return {r.U, r.S, r.Vh, at::tensor({r.error.settled, r.error.running, r.error.rounding, r.dropped}, at::kDouble)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_low_rank(
+    const at::Tensor& W, const std::optional<at::Tensor>& left, const std::optional<at::Tensor>& left_vectors,
+    const std::optional<at::Tensor>& right, const std::optional<at::Tensor>& right_vectors,
+    const std::optional<at::Tensor>& mean, std::optional<int64_t> rank, std::optional<double> tol) {
+  const WithConjugateViews guard;
+  const auto r = fastlr::weighted_low_rank(W, {left, left_vectors}, {right, right_vectors}, mean, {rank, tol});
+  return {
+      r.B, r.A, r.S, r.bias,
+      at::tensor({r.error, r.norm, static_cast<double>(r.randomized), static_cast<double>(r.converged)}, at::kDouble)};
 }
 
 // Under autocast a product is taken in the lower type, as that of a dense layer is.
@@ -156,6 +167,7 @@ void register_kernels(torch::Library& library) {
   library.impl("incremental_append", TORCH_FN(incremental_append));
   library.impl("incremental_compose", TORCH_FN(fastlr::compose));
   library.impl("incremental_compress", TORCH_FN(incremental_compress));
+  library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
   library.impl("sparse_expand", TORCH_FN(fastlr::sparse_expand));
   library.impl("sparse_gather", TORCH_FN(fastlr::sparse_gather));
   library.impl("sparse_linear", TORCH_FN(fastlr::sparse_linear));
@@ -184,11 +196,13 @@ TORCH_LIBRARY(fastlr, library) {
   def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");
   def("cluster_matrices(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float tol, float roundoff, str bound) "
       "-> (Tensor labels, Tensor errors, Tensor bases)");
-  def("incremental_append(Tensor core, Tensor right, Tensor rows, int most, float tol, float[3] error) -> "
+  def("incremental_append(Tensor core, Tensor lines, int most, float tol, float[3] error) -> "
       "(Tensor rotation, Tensor core, Tensor right, Tensor error)");
   def("incremental_compose(Tensor[] chain) -> Tensor");
   def("incremental_compress(Tensor left, Tensor core, Tensor right, int least, int most, float tol, float[3] error) -> "
       "(Tensor U, Tensor S, Tensor Vh, Tensor error)");
+  def("weighted_low_rank(Tensor W, Tensor? left, Tensor? left_vectors, Tensor? right, Tensor? right_vectors, "
+      "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
   def("sparse_expand(Tensor values, Tensor mask, SymInt columns) -> Tensor");
   def("sparse_gather(Tensor matrix, Tensor mask, SymInt nonzeros) -> Tensor");
   def("sparse_linear(Tensor X, Tensor values, Tensor mask) -> Tensor");

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <sstream>
 
 namespace fastlr {
 
@@ -42,9 +43,14 @@ double largest_magnitude(const at::Tensor& A) {
 void check_finite(const at::Tensor& A, const char* caller, const char* name) {
   if (std::isfinite(largest_magnitude(A))) return;
   const auto first = at::isfinite(A).logical_not_().nonzero()[0].to(at::kCPU);
-  const int64_t row = first[0].item<int64_t>(), column = first[1].item<int64_t>();
-  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", A[row][column].item(), " at index (", row, ", ",
-                    column, ")");
+  auto entry = A;
+  std::ostringstream index;
+  for (int64_t k = 0; k < first.numel(); ++k) {
+    const int64_t position = first[k].item<int64_t>();
+    entry = entry[position];
+    index << (k > 0 ? ", " : "") << position;
+  }
+  TORCH_CHECK_VALUE(false, caller, ": ", name, " must be finite, got ", entry.item(), " at index (", index.str(), ")");
 }
 
 double unit_roundoff(at::ScalarType type) {
@@ -73,6 +79,7 @@ bool squares_in_range(const at::Tensor& A, double magnitude) {
 
 at::Tensor scaled(const at::Tensor& A, int exponent) {
   if (exponent == 0) return A;
+  if (std::abs(exponent) <= 126) return A * std::ldexp(1.0, exponent);  // in the range of float32
   const int half = exponent / 2;
   return A * std::ldexp(1.0, half) * std::ldexp(1.0, exponent - half);
 }

@@ -1,6 +1,7 @@
 #include <fastlr/incremental_svd.hpp>
 
 #include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,7 @@
 #include <fastlr/orthonormalize.hpp>
 
 #include "checks.hpp"
+#include "finite.hpp"
 #include "orthonormal_beside.hpp"
 #include "svd_parts.hpp"
 #include "tall.hpp"
@@ -63,63 +65,61 @@ Split split(const at::Tensor& S, int64_t most, double budget, double noise) {
 
 double noise_of(const at::Tensor& S, double u) { return S.numel() > 0 ? noise_level(S, u).item<double>() : 0.0; }
 
-// [core rightᴴ; rows], (l + c) x n, its squares in range, with a `right` that is nearly orthonormal.
+// diag(core, I) lines with lines = [rightᴴ; rows], (l + c) x n, its squares in range, with a `right` that is nearly
+// orthonormal.
 struct Stack {
-  at::Tensor core, right, rows;
+  at::Tensor core, lines;
   Truncation truncation;
   ErrorBound error;
 
-  int64_t height() const { return core.size(0) + rows.size(0); }
-  double u() const { return unit_roundoff(rows); }
+  int64_t height() const { return lines.size(0); }
+  at::Tensor right_h() const { return lines.narrow(0, 0, core.size(0)); }
+  at::Tensor rows() const { return lines.narrow(0, core.size(0), height() - core.size(0)); }
+  double u() const { return unit_roundoff(lines); }
   // From its singular values.
   Split split_of(const at::Tensor& S) const {
     return split(S, truncation.most, budget(error, truncation.tol, frobenius_norm(S)), noise_of(S, u()));
   }
 };
 
-// M ≈ rotation core rightᴴ, with a `right` that is nearly orthonormal.
+// M ≈ rotation core rightᴴ, with a `right` that is nearly orthonormal and lies in memory by columns, which are lines of
+// the next Gram matrix.
 struct Kept {
   at::Tensor rotation, core, right;
   double dropped;
 };
 
-// YᴴY, in double precision.
-at::Tensor gram(const at::Tensor& Y) {
-  const auto wide = Y.to(double_type(Y));
-  return at::mm(wide.mH(), wide);
+// X Xᴴ in double precision, some columns at a time, so that what they are in that precision stays in the cache.
+at::Tensor gram_of_rows(const at::Tensor& X) {
+  const auto type = double_type(X);
+  if (X.scalar_type() == type) return at::mm(X, X.mH());
+  const auto options = X.options().dtype(type);
+  const int64_t width = cached_rows(2 * X.size(0) * X.element_size());
+  const auto buffer = at::empty({X.size(0), width}, options);
+  auto G = at::zeros({X.size(0), X.size(0)}, options);
+  for (int64_t column = 0; column < X.size(1); column += width) {
+    const int64_t count = std::min(width, X.size(1) - column);
+    const auto wide = buffer.narrow(1, 0, count).copy_(X.narrow(1, column, count));
+    G.addmm_(wide, wide.mH());
+  }
+  return G;
 }
 
-// A `right` that has drifted becomes orthonormal again, and what it was is absorbed by the core.
-void reorthogonalize(Stack& M) {
-  const auto G = gram(M.right);
-  const int64_t k = G.size(0);
-  const double distance = frobenius_norm(G - at::eye(k, G.options()));
-  if (distance <= kDrift * std::sqrt(static_cast<double>(k)) * M.u()) return;
-  TORCH_CHECK_LINALG(distance < kNearOrthonormal, "append_rows: right must be nearly orthonormal, is off by ",
-                     distance);
-  const auto factors = cholesky_factors(G);
-  M.right = tall_product(M.right, factors.T);
-  M.core = at::mm(M.core, factors.R.mH());
-}
-
-// M Mᴴ in double precision, for the `right` that there is.
+// M Mᴴ in double precision, for the `right` that there is. One product of all lines: three for its parts would have
+// fewer flops and take longer.
 at::Tensor gram(const Stack& M) {
-  const int64_t l = M.core.size(0), c = M.rows.size(0);
-  const auto rows = M.rows.to(double_type(M.rows)), right = M.right.to(double_type(M.rows));
-  const auto core_right = at::mm(M.core, gram(right));
-  const auto cross = at::mm(at::mm(rows, right), M.core.mH());
-  auto G = at::empty({l + c, l + c}, M.core.options());
-  G.narrow(0, 0, l).narrow(1, 0, l).copy_(at::mm(core_right, M.core.mH()));
-  G.narrow(0, l, c).narrow(1, 0, l).copy_(cross);
-  G.narrow(0, 0, l).narrow(1, l, c).copy_(cross.mH());
-  G.narrow(0, l, c).narrow(1, l, c).copy_(at::mm(rows, rows.mH()));
+  const int64_t l = M.core.size(0);
+  auto G = gram_of_rows(M.lines);
+  auto above = G.narrow(0, 0, l), before = G.narrow(1, 0, l);
+  above.copy_(at::mm(M.core, above));
+  before.copy_(at::mm(before, M.core.mH()));
   return G;
 }
 
 // By eigenvectors of M Mᴴ. Nothing where the smallest value that is kept, or the norm of what is dropped, would be
 // rounding noise of the Gram matrix.
-std::optional<Kept> by_gram(const Stack& M) {
-  const auto [ascending, vectors] = at::linalg_eigh(gram(M));
+std::optional<Kept> by_gram(const Stack& M, const at::Tensor& G) {
+  const auto [ascending, vectors] = at::linalg_eigh(G);
   const auto lambda = ascending.flip(0).clamp_min(0), S = lambda.sqrt();
   const auto [kept, dropped] = M.split_of(S);
   if (kept == 0) return std::nullopt;
@@ -127,15 +127,16 @@ std::optional<Kept> by_gram(const Stack& M) {
   const bool complete = kept == M.height();
   if (lambda[kept - 1].item<double>() < least || (!complete && dropped * dropped < least)) return std::nullopt;
 
-  const int64_t l = M.core.size(0);
-  // LAPACK's vectors are orthonormal to some ten times what a Cholesky pass reaches: they are polished, here and below.
-  auto P = polish(vectors.flip(1).narrow(1, 0, kept));
-  P.mul_(at::conj_physical(column_phases(P)));
+  const int64_t l = M.core.size(0), c = M.height() - l;
+  auto P = vectors.narrow(1, M.height() - kept, kept).flip(1).contiguous();
+  // LAPACK's vectors are orthonormal to some ten times what a Cholesky pass reaches: beside rounding in single
+  // precision nothing; elsewhere, and below, they are polished.
+  if (M.u() <= unit_roundoff(P)) P = polish(P);
   const auto unit = P / S.narrow(0, 0, kept);
-  const auto along = at::mm(M.core.mH(), unit.narrow(0, 0, l)).to(M.right.scalar_type());
-  const auto across = unit.narrow(0, l, M.rows.size(0)).to(M.right.scalar_type());
+  const auto coefficients =
+      at::cat({at::mm(M.core.mH(), unit.narrow(0, 0, l)), unit.narrow(0, l, c)}).to(M.lines.scalar_type());
   return Kept{P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
-              at::addmm(at::mm(M.right, along), M.rows.mH(), across),
+              materialized_adjoint(at::mm(coefficients.mH(), M.lines)),
               complete ? 0.0 : std::sqrt(dropped * dropped + kGramRounding * static_cast<double>(M.height()) * trace)};
 }
 
@@ -144,48 +145,89 @@ struct Coordinates {
   at::Tensor values, basis;
 };
 
-Coordinates coordinates(const Stack& M) {
-  const auto wide = [&](const at::Tensor& part) { return part.to(M.core.scalar_type()); };
-  if (M.height() >= M.rows.size(1)) return {at::cat({at::mm(M.core, wide(M.right).mH()), wide(M.rows)}), {}};
-  const auto along = at::mm(M.rows, M.right);
-  const auto rest = at::addmm(M.rows, along, M.right.mH(), 1, -1);
-  // A rest below this is rounding.
-  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u() * frobenius_norm(M.rows))
-    return {at::cat({M.core, wide(along)}), M.right};
-  int64_t drawn = 0;
-  const auto beside = orthonormal_beside(M.right, rest.mH().resolve_conj(), drawn);
-  const auto across = at::mm(rest, beside);
-  const auto none = at::zeros({M.core.size(0), across.size(1)}, M.core.options());
-  return {at::cat({at::cat({M.core, none}, 1), at::cat({wide(along), wide(across)}, 1)}),
-          at::cat({M.right, beside}, 1)};
+// A `right` that has drifted becomes orthonormal again, and what it was is absorbed by the core.
+void reorthogonalize(at::Tensor& core, at::Tensor& right) {
+  const auto G = accurate_gram(right);
+  const int64_t k = G.size(0);
+  const double distance = frobenius_norm(G - at::eye(k, G.options()));
+  if (distance <= kDrift * std::sqrt(static_cast<double>(k)) * unit_roundoff(right)) return;
+  TORCH_CHECK_LINALG(distance < kNearOrthonormal, "append_rows: right must be nearly orthonormal, is off by ",
+                     distance);
+  const auto factors = cholesky_factors(G);
+  right = tall_product(right, factors.T);
+  core = at::mm(core, factors.R.mH());
 }
 
-Kept by_projection(Stack M) {
-  reorthogonalize(M);
+Coordinates coordinates(const Stack& M) {
+  auto core = M.core, right = materialized_adjoint(M.right_h()).contiguous();
+  reorthogonalize(core, right);
+  const auto rows = M.rows();
+  const auto wide = [&](const at::Tensor& part) { return part.to(core.scalar_type()); };
+  if (M.height() >= rows.size(1)) return {at::cat({at::mm(core, wide(right).mH()), wide(rows)}), {}};
+  const auto along = at::mm(rows, right);
+  const auto rest = at::addmm(rows, along, right.mH(), 1, -1);
+  // A rest below this is rounding.
+  if (frobenius_norm(rest) <= 4 * std::sqrt(static_cast<double>(M.height())) * M.u() * frobenius_norm(rows))
+    return {at::cat({core, wide(along)}), right};
+  int64_t drawn = 0;
+  const auto beside = orthonormal_beside(right, rest.mH().resolve_conj(), drawn);
+  const auto across = at::mm(rest, beside);
+  const auto none = at::zeros({core.size(0), across.size(1)}, core.options());
+  return {at::cat({at::cat({core, none}, 1), at::cat({wide(along), wide(across)}, 1)}), at::cat({right, beside}, 1)};
+}
+
+Kept by_projection(const Stack& M) {
   const auto [values, basis] = coordinates(M);
   const auto [left, S, right] = at::linalg_svd(values, /*full_matrices=*/false);
   const auto [kept, dropped] = M.split_of(S);
-  auto P = polish(left.narrow(1, 0, kept));
-  auto Wh = materialized_adjoint(polish(materialized_adjoint(right.narrow(0, 0, kept))));
-  fix_signs(P, Wh);
-  const auto W = materialized_adjoint(Wh).to(M.right.scalar_type());
-  return {P, at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
-          basis.defined() ? at::mm(basis, W) : W.contiguous(), dropped};
+  const auto Wh = polish(materialized_adjoint(right.narrow(0, 0, kept))).mH().to(M.lines.scalar_type());
+  return {polish(left.narrow(1, 0, kept)), at::diag(S.narrow(0, 0, kept)).to(M.core.scalar_type()),
+          materialized_adjoint(basis.defined() ? at::mm(Wh, basis.mH()) : Wh.resolve_conj().contiguous()), dropped};
 }
 
 }  // namespace
 
-AppendedRows append_rows(const at::Tensor& core, const at::Tensor& right, const at::Tensor& rows,
-                         const Truncation& truncation, ErrorBound error) {
-  check_matrix(rows, "append_rows", "rows");
-  const double norm = std::hypot(frobenius_norm(core), frobenius_norm(rows));
-  const int exponent = squares_in_range(rows, norm) ? 0 : scale_exponent(norm);
-  const int64_t height = core.size(0) + rows.size(0);
-  error.rounding = std::hypot(error.rounding, step_rounding(height, norm, unit_roundoff(rows)));
-  const Stack M{scaled(core, exponent), right, scaled(rows, exponent), truncation, scaled(error, exponent)};
+std::optional<at::Tensor> copy_of_plain_lines(const at::Tensor& block, int64_t axis, at::ScalarType type, int64_t width,
+                                              int64_t most) {
+  const auto real = c10::toRealValueType(type);
+  if (real != at::kFloat && real != at::kDouble) return std::nullopt;
+  if (block.scalar_type() != type || !block.is_cpu() || block.layout() != at::kStrided) return std::nullopt;
+  if (block.is_conj() || block.is_neg() || (axis == 1 && block.is_complex())) return std::nullopt;
+  if (block.dim() != 1 && block.dim() != 2) return std::nullopt;
+  const at::AutoDispatchBelowAutograd guard;
+  const auto lines = block.dim() == 1 ? block.unsqueeze(0) : axis == 0 ? block : block.t();
+  if (lines.size(1) != width || lines.size(0) > most) return std::nullopt;
+  auto copy = lines.clone(at::MemoryFormat::Contiguous);
+  const void* entries = copy.const_data_ptr();
+  const int64_t count = copy.numel() * (block.is_complex() ? 2 : 1);
+  const bool finite = real == at::kFloat ? kernels::all_finite(static_cast<const float*>(entries), count)
+                                         : kernels::all_finite(static_cast<const double*>(entries), count);
+  if (!finite) return std::nullopt;
+  return copy;
+}
 
+AppendedRows append_rows(const at::Tensor& core, const at::Tensor& lines, const Truncation& truncation,
+                         ErrorBound error) {
+  check_matrix(lines, "append_rows", "lines");
+  Stack M{core, lines, truncation, error};
+  const bool is_short = M.height() < lines.size(1);
+  auto G = is_short ? gram(M) : at::Tensor();
+  double norm = is_short ? std::sqrt(at::real(G.diagonal()).sum().item<double>()) : 0.0;
+  int exponent = 0;
+  // Squares that may be out of range say nothing.
+  if (!squares_in_range(lines, norm)) {
+    norm = std::hypot(frobenius_norm(core), frobenius_norm(M.rows()));
+    exponent = squares_in_range(lines, norm) ? 0 : scale_exponent(norm);
+  }
+  error.rounding = std::hypot(error.rounding, step_rounding(M.height(), norm, M.u()));
+  M.error = scaled(error, exponent);
+  if (exponent != 0) {
+    M.lines = at::cat({M.right_h(), scaled(M.rows(), exponent)});
+    M.core = scaled(core, exponent);
+    if (is_short) G = gram(M);
+  }
   std::optional<Kept> kept;
-  if (height < rows.size(1)) kept = by_gram(M);
+  if (is_short) kept = by_gram(M, G);
   if (!kept) kept = by_projection(M);
   error.running = std::hypot(error.running, std::ldexp(kept->dropped, -exponent));
   return {kept->rotation, scaled(kept->core, -exponent), kept->right, error};

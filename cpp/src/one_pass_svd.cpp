@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <utility>
+#include <vector>
 
 #include <fastlr/linear_operator.hpp>
 #include <fastlr/orthonormalize.hpp>
@@ -14,6 +17,7 @@
 #include "row_block.hpp"
 #include "streamed_svd.hpp"
 #include "svd_parts.hpp"
+#include "tall.hpp"
 
 namespace fastlr {
 namespace {
@@ -52,16 +56,21 @@ void add_products(OnePassSketch& sketch, const at::Tensor& Y, const at::Tensor& 
 }
 
 OnePassSketch projections_of_rows(const RowBlock& block, int64_t width, int64_t seed, int64_t exponent) {
-  auto sketch = empty_sketch(block.rows.size(1), width, block.rows.options());
-  const auto X = gaussian(block.rows.size(1), width + kProbes, seed, 0,
+  const int64_t n = block.rows.size(1);
+  const auto X = gaussian(n, width + kProbes, seed, 0,
                           at::TensorOptions().dtype(block.rows.scalar_type()).device(block.rows.device()));
   if (block.rows.layout() == at::kStrided) {
-    visit_dense(block, kHeight, exponent, [&](const at::Tensor& rows) {
+    std::vector<OnePassSketch> sums(row_shares(block.rows, block.rows.size(0), kHeight));
+    for (auto& sum : sums) sum = empty_sketch(n, width, block.rows.options());
+    const int64_t shares = static_cast<int64_t>(sums.size());
+    visit_dense(block, kHeight, exponent, shares, [&](int64_t share, const at::Tensor& rows) {
       const auto Y = at::mm(rows, X);
-      add_products(sketch, Y, at::mm(Y.narrow(1, 0, width).mH(), rows));
+      add_products(sums[share], Y, at::mm(Y.narrow(1, 0, width).mH(), rows));
     });
-    return sketch;
+    return std::accumulate(sums.begin() + 1, sums.end(), sums.front(),
+                           [](auto sum, const auto& other) { return together(std::move(sum), 1.0, other); });
   }
+  auto sketch = empty_sketch(n, width, block.rows.options());
   const auto A = scaled(as_operator(block.rows), static_cast<int>(exponent));
   auto Y = A->matmat(X);
   if (block.weights) Y *= block.weights->unsqueeze(1);

@@ -8,9 +8,13 @@
 #include <fastlr/linear_operator.hpp>
 
 #include "checks.hpp"
+#include "tall.hpp"
 
 namespace fastlr {
 namespace {
+
+// Of each of several threads, before they wait for each other.
+constexpr int64_t kVisits = 8;
 
 bool is_sparse(const at::Tensor& rows) { return rows.layout() == at::kSparseCsr; }
 
@@ -22,6 +26,11 @@ at::Tensor dense_rows(const at::Tensor& A, int64_t row0, int64_t height) {
                                        A.values().narrow(0, begin, count), {height, A.size(1)}, A.scalar_type(),
                                        at::kSparseCsr, A.device(), std::nullopt)
       .to_dense();
+}
+
+at::Tensor weighted_rows(const RowBlock& block, int64_t row0, int64_t height, int64_t exponent) {
+  const auto rows = scaled(dense_rows(block.rows, row0, height), static_cast<int>(exponent));
+  return block.weights ? rows * block.weights->narrow(0, row0, height).unsqueeze(1) : rows;
 }
 
 // (row, column) of the first entry that is not finite.
@@ -47,11 +56,16 @@ double finite_magnitude(const RowBlock& block, const char* caller) {
 }
 
 void visit_dense(const RowBlock& block, int64_t height, int64_t exponent, const DenseVisitor& visit) {
-  for (int64_t row = 0; row < block.rows.size(0); row += height) {
-    const int64_t count = std::min(height, block.rows.size(0) - row);
-    auto rows = scaled(dense_rows(block.rows, row, count), static_cast<int>(exponent));
-    if (block.weights) rows = rows * block.weights->narrow(0, row, count).unsqueeze(1);
-    visit(rows);
+  visit_dense(block, height, exponent, 1, [&](int64_t, const at::Tensor& rows) { visit(rows); });
+}
+
+void visit_dense(const RowBlock& block, int64_t height, int64_t exponent, int64_t shares, const SharedVisitor& visit) {
+  const int64_t rows = block.rows.size(0), between_checks = shares == 1 ? height : kVisits * shares * height;
+  for (int64_t start = 0; start < rows; start += between_checks) {
+    for_row_blocks(std::min(between_checks, rows - start), height, shares,
+                   [&](int64_t share, int64_t row, int64_t count) {
+                     visit(share, weighted_rows(block, start + row, count, exponent));
+                   });
     check_interrupt();
   }
 }

@@ -14,4 +14,9 @@ double finite_magnitude(const RowBlock& block, const char* caller);
 using DenseVisitor = std::function<void(const at::Tensor& rows)>;
 void visit_dense(const RowBlock& block, int64_t height, int64_t exponent, const DenseVisitor& visit);
 
+// The same by several threads, of which each visits shares of its own in order: they wait for each other once for many
+// products, and not in every one.
+using SharedVisitor = std::function<void(int64_t share, const at::Tensor& rows)>;
+void visit_dense(const RowBlock& block, int64_t height, int64_t exponent, int64_t shares, const SharedVisitor& visit);
+
 }  // namespace fastlr

@@ -98,6 +98,9 @@ def merge_frequent_directions(
     first: _Directions, weight: float, second: _Directions
 ) -> _Directions: ...
 def frequent_directions_svd(state: _Directions, rank: int, dtype: torch.dtype) -> _Streamed: ...
+def copy_of_plain_lines(
+    block: object, axis: int, dtype: torch.dtype, width: int, most: int
+) -> Tensor | None: ...
 def top_eigenvector(
     columns: int,
     dtype: torch.dtype,

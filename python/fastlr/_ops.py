@@ -132,13 +132,13 @@ def _(
 
 @torch.library.register_fake("fastlr::incremental_append")
 def _(
-    core: Tensor, right: Tensor, rows: Tensor, most: int, tol: float, error: list[float]
+    core: Tensor, lines: Tensor, most: int, tol: float, error: list[float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kept: Any = torch.library.get_ctx().new_dynamic_size()
     return (
-        core.new_empty((core.shape[0] + rows.shape[0], kept)),
+        core.new_empty((lines.shape[0], kept)),
         core.new_empty((kept, kept)),
-        right.new_empty((right.shape[0], kept)),
+        lines.new_empty((kept, lines.shape[1])).mT,
         torch.empty((3,), dtype=torch.float64, device="cpu"),
     )
 
@@ -164,6 +164,30 @@ def _(
         left.new_empty((left.shape[0], rank)),
         core.new_empty((rank,), dtype=torch.float64),
         right.new_empty((rank, right.shape[0])),
+        torch.empty((4,), dtype=torch.float64, device="cpu"),
+    )
+
+
+@torch.library.register_fake("fastlr::weighted_low_rank")
+def _(
+    W: Tensor,
+    left: Tensor | None,
+    left_vectors: Tensor | None,
+    right: Tensor | None,
+    right_vectors: Tensor | None,
+    mean: Tensor | None,
+    rank: int | None,
+    tol: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    o, i = W.shape
+    k: Any = min(o, i) if rank is None else rank
+    if tol is not None:
+        k = torch.library.get_ctx().new_dynamic_size()
+    return (
+        W.new_empty((o, k)),
+        W.new_empty((k, i)),
+        W.new_empty((k,), dtype=torch.float64),
+        W.new_empty((0 if mean is None else o,)),
         torch.empty((4,), dtype=torch.float64, device="cpu"),
     )
 
@@ -336,3 +360,4 @@ _not_differentiable("cluster_matrices", "fastlr.linalg.cluster_matrices")
 _not_differentiable("incremental_append", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compose", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compress", "fastlr.linalg.IncrementalSVD")
+_not_differentiable("weighted_low_rank", "fastlr.linalg.weighted_low_rank")

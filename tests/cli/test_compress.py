@@ -24,7 +24,8 @@ def test_compress_saves_a_model_that_evaluates(fastlr, tiny_model, text_file, tm
     assert ran.code == 0, ran.err
     result = json.loads(ran.out)
     assert 0.3 <= result["report"]["ratio_achieved"] < 0.4
-    assert result["settings"]["method"] == "svd_llm"
+    assert result["settings"]["method"] == "sparse"
+    assert result["settings"]["allocation"] == "loss"
     assert result["perplexity_before"]["windows"] == 5
     assert set(result["seconds"]) >= {"load", "compress", "save"}
 

@@ -568,6 +568,38 @@ def test_every_kind_gives_the_same(dtype):
             assert_within_bound(A, type(result)(*map(torch.as_tensor, result), result.info))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_every_kind_that_wait_give_the_same_bits(dtype, axis):
+    A = matrix(24, 40, dtype)
+    lines = A if axis == 0 else A.mT
+    spaced = torch.zeros(len(lines), 2 * lines.shape[1], dtype=dtype)
+    spaced[:, ::2] = lines
+    kinds = (
+        lambda i: lines[i],
+        lambda i: lines[i][None] if axis == 0 else lines[i][:, None],
+        lambda i: spaced[i, ::2],
+        lambda i: lines[i].conj().resolve_conj().conj(),
+        lambda i: torch.nn.Parameter(lines[i]),
+        lambda i: lines[i].numpy(),
+        lambda i: spaced[i].numpy()[::2],
+        lambda i: lines[i].flip(0).numpy()[::-1],
+        lambda i: lines[i].numpy().astype(lines.numpy().dtype.newbyteorder()),
+        lambda i: (
+            scipy.sparse.csr_array(lines[i][None].numpy())
+            if axis == 0
+            else scipy.sparse.csc_array(lines[i][:, None].numpy())
+        ),
+    )
+    state, whole = (la.IncrementalSVD(5, buffer=9) for _ in range(2))
+    for i in range(len(lines)):
+        append = state.append_cols if axis else state.append_rows
+        append(kinds[i % len(kinds)](i))
+    (whole.append_cols if axis else whole.append_rows)(A if axis == 0 else A.contiguous())
+    assert state.shape == whole.shape
+    assert same(state.result(), whole.result())
+
+
 def test_half_precision_and_integers():
     A = (8 * matrix(30, 20)).round()
     for dtype in (torch.float16, torch.bfloat16):
@@ -576,6 +608,8 @@ def test_half_precision_and_integers():
         assert result.info.precision == torch.float32
         expected = fed(A.float(), 4).result()
         assert torch.equal(result.S, expected.S.to(dtype))
+    with pytest.raises(TypeError, match=r"before, torch.float16, got torch.float32"):
+        fed(A.half(), 4).append_rows(A[0].float())
     assert fed(A.int(), 4).result().U.dtype == torch.float32
     assert fed(A.int().numpy(), 4).result().U.dtype == np.float64
     assert fed(A.tolist(), 4, height=30).result().U.dtype == np.float64
@@ -622,6 +656,21 @@ def test_an_entry_that_is_not_finite_is_named_and_changes_nothing(axis, sparse):
     fresh.append_rows(torch.ones(1, 4))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_row_that_would_wait_is_named_at_once(dtype, wrong):
+    A = matrix(12, 20, dtype)
+    state = fed(A, 3)
+    before = state.state_dict()["sha256"]
+    for place in (0, 7, 19):
+        row = A[0].clone()
+        row[place] = complex(1, wrong) if dtype.is_complex else wrong
+        for kind in (row, row.numpy()):
+            with pytest.raises(ValueError, match=re.escape(f"at index (12, {place})")):
+                state.append_rows(kind)
+    assert state.state_dict()["sha256"] == before
+
+
 def test_large_entries_whose_sum_overflows_are_finite():
     rows = torch.full((2, 40), 1e38)
     state = la.IncrementalSVD(1)
@@ -642,6 +691,10 @@ def test_blocks_that_do_not_fit():
         TypeError, match=r"rows must have the dtype of what came before, torch.float64"
     ):
         state.append_rows(A.float())
+    with pytest.raises(TypeError, match=r"rows must have the dtype of what came before"):
+        state.append_rows(A[0].float().numpy())
+    with pytest.raises(ValueError, match="append_rows: rows must have 10 columns, got 9"):
+        state.append_rows(A[0, :9])
     with pytest.raises(ValueError, match="2 dimensions"):
         state.append_rows(A[None])
     with pytest.raises(TypeError, match="append_rows"):

@@ -557,6 +557,43 @@ def test_progress(shards):
     assert calls == [(4, None), (8, None)]
 
 
+def test_the_reader_has_a_thread_of_its_own(shards, threads):
+    folder, A = shards
+    seen = []
+
+    def look(done, rows):
+        seen.append(torch.get_num_threads())
+
+    def fail(done, rows):
+        raise KeyError
+
+    for number in (1, 2, 3):
+        with threads(number):
+            la.streaming_svd(folder, 2, progress=look)
+            with pytest.raises(KeyError):
+                la.streaming_svd(folder, 2, progress=fail)
+            assert torch.get_num_threads() == number
+            assert set(seen) == {max(1, number - 1)}
+            seen.clear()
+            # Nothing is read ahead of what is in memory.
+            la.streaming_svd([A], 2, progress=look)
+            assert set(seen) == {number}
+            seen.clear()
+
+
+def test_threads_do_not_show_but_for_rounding(threads):
+    # More rows than two threads visit before they wait for each other.
+    A = la.random_matrix(20_000, 30, seed=0, dtype=torch.float32)
+    results = []
+    for number in (1, 2, 2):
+        with threads(number):
+            results.append(la.streaming_svd(A, 3, oversample=5, seed=0))
+    assert all(torch.equal(one, two) for one, two in zip(*results[1:], strict=True))
+    # Sums of the same products in another order, and these in double precision.
+    torch.testing.assert_close(results[0].S, results[1].S, rtol=8 * unit_roundoff(A), atol=0)
+    assert results[0].info.error == pytest.approx(results[1].info.error, rel=1e-6)
+
+
 def test_wrong_sources(tmp_path):
     with pytest.raises(ValueError, match="directory without"):
         la.streaming_svd(tmp_path, 3)

@@ -48,7 +48,14 @@ def saved(make_model, tokens, tmp_path):
         model.save_pretrained(place / "dense")
         model = AutoModelForCausalLM.from_pretrained(place / "dense", dtype=dtype)
         compress_llm(
-            model, 0.3, form=form, calibration=tokens, samples=12, seq_len=24, progress=False
+            model,
+            0.3,
+            method="svd_llm",
+            form=form,
+            calibration=tokens,
+            samples=12,
+            seq_len=24,
+            progress=False,
         )
         model.save_pretrained(place / "low", **options)
         return model, place / "low"
@@ -279,7 +286,15 @@ def test_a_model_from_gguf_can_be_saved(make_model, tokens, tmp_path, logits):
     dense = make_model("llama")
     dense.config.quantization_config = GgufConfig()
     dense.hf_quantizer = GgufHfQuantizer(dense.config.quantization_config)
-    compress_llm(dense, form="dense", calibration=tokens, samples=12, seq_len=24, progress=False)
+    compress_llm(
+        dense,
+        method="svd_llm",
+        form="dense",
+        calibration=tokens,
+        samples=12,
+        seq_len=24,
+        progress=False,
+    )
     dense.save_pretrained(tmp_path / "dense")
     assert torch.equal(logits(load(tmp_path / "dense")), logits(dense))
 

@@ -190,6 +190,54 @@ def test_float64_accumulation_is_needed():
     assert abs(float(single[0]) - 2.0) > 0.5
 
 
+@given(SHAPES, st.integers(0, 10_000))
+def test_weighted_outputs(shape, seed):
+    """‖H^½ (W − W')X‖ is what was predicted, and the least, at every rank."""
+    weight, inputs = problem(shape, seed)
+    gradients = torch.from_numpy(np.random.default_rng(seed + 1).standard_normal((90, shape[0])))
+    gradients[:, 0] *= 30
+    solution = solve(weight, Gram.of(inputs), left=Gram.of(gradients))
+
+    def energy(change):
+        return float((gradients @ change @ inputs.T).square().sum())
+
+    values = scipy.linalg.svdvals((gradients @ weight @ inputs.T).numpy()) ** 2
+    # As above, with another Gram matrix.
+    tolerance = 4 * (sum(shape) + 290) * U
+    assert solution.total == pytest.approx(energy(weight), rel=tolerance)
+    for rank in range(1, min(shape) + 1):
+        cut = solution.truncate(rank)
+        measured = energy(weight - cut.basis @ cut.projected) / energy(weight)
+        assert abs(measured - cut.relative_error) <= 10 * tolerance
+        assert abs(measured - values[rank : min(shape)].sum() / values.sum()) <= 10 * tolerance
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_outputs_that_do_not_count(shape):
+    """The negative control of the weights: outputs with weight zero are given up first."""
+    weight, inputs = problem(shape, seed=8)
+    left = torch.eye(shape[0])
+    left[3:] = 0
+    seen = solve(weight, Gram.of(inputs), left=left).truncate(3)
+    blind = solve(weight, Gram.of(inputs)).truncate(3)
+    errors = [
+        output_energy((weight - cut.basis @ cut.projected)[:3], inputs) for cut in (seen, blind)
+    ]
+    assert errors[0] <= 1e-12 * output_energy(weight, inputs) < errors[1]
+    everything = solve(weight, Gram.of(inputs), left=left).truncate(min(shape))
+    gap = (everything.basis @ everything.projected - weight).norm()
+    assert gap <= 1e4 * U * weight.norm()  # an oblique projection: the root of a condition of 1e6
+
+
+def test_energies_of_a_scaled_left_weight():
+    weight, inputs = problem((7, 5), seed=9)
+    left = torch.eye(7) + 0.1
+    one = solve(weight, Gram.of(inputs), left=left)
+    other = solve(weight, Gram.of(inputs), left=left.double() * 2.0**301)
+    torch.testing.assert_close(one.energies, other.energies, rtol=0, atol=0)
+    assert other.total == pytest.approx(one.total * 2.0**301, rel=4 * U)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_values_are_named(bad):
     weight = torch.ones(3, 4)
@@ -200,11 +248,15 @@ def test_non_finite_values_are_named(bad):
     gram[0, 3] = bad
     with pytest.raises(ValueError, match=r"gram has the value (nan|inf) at index \(0, 3\)"):
         solve(torch.ones(3, 4), gram)
+    with pytest.raises(ValueError, match=r"left has the value (nan|inf) at index \(0, 3\)"):
+        solve(torch.ones(4, 3), left=gram)
 
 
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="gram must be 4×4"):
         solve(torch.ones(3, 4), torch.eye(3))
+    with pytest.raises(ValueError, match="left must be 3×3"):
+        solve(torch.ones(3, 4), left=torch.eye(4))
     with pytest.raises(ValueError, match="must be square"):
         solve(torch.ones(3, 4), torch.ones(4, 3))
     with pytest.raises(ValueError, match="non-empty matrix"):

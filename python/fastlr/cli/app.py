@@ -24,8 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Method = Literal["svd", "svd_llm"]
-Form = Literal["interpolative", "factored", "dense"]
+Method = Literal[
+    "auto", "sparse", "two_sided", "svd_llm", "asvd", "fwsvd", "afm", "lord", "welore", "svd"
+]
+Form = Literal["interpolative", "factored", "dense", "sparse"]
+Allocation = Literal["loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ModelArgument = Annotated[
@@ -65,8 +68,19 @@ def _compress(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")],
     ratio: RatioOption = 0.2,
-    method: Annotated[Method, typer.Option(help="How the best low rank is found.")] = "svd_llm",
-    form: Annotated[Form, typer.Option(help="How it is stored.")] = "interpolative",
+    method: Annotated[
+        Method, typer.Option(help="What the new weights are; auto: sparse, the most accurate.")
+    ] = "auto",
+    form: Annotated[
+        Form | None, typer.Option(help="How low rank is stored; default: interpolative.")
+    ] = None,
+    allocation: Annotated[
+        Allocation | None,
+        typer.Option(help="How layers share what is kept; default: the method's own."),
+    ] = None,
+    heal_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of distillation from the dense model afterwards.")
+    ] = 0,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Calibration text; without it the model writes its own."),
@@ -98,6 +112,8 @@ def _compress(
             ratio=ratio,
             method=method,
             form=form,
+            allocation=allocation,
+            heal_steps=heal_steps,
             calibration=calibration,
             evaluate=evaluate,
             samples=samples,

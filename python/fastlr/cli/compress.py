@@ -24,7 +24,9 @@ class CompressRequest:
     out: Path
     ratio: float
     method: str
-    form: str
+    form: str | None
+    allocation: str | None
+    heal_steps: int
     calibration: Path | None
     evaluate: Path | None
     samples: int
@@ -61,8 +63,10 @@ def compress(request: CompressRequest, *, as_json: bool) -> None:
         "bytes": directory_size(request.out),
         "settings": {
             "ratio": request.ratio,
-            "method": request.method,
-            "form": request.form,
+            "method": report.method,
+            "form": report.form,
+            "allocation": report.allocation,
+            "heal_steps": request.heal_steps,
             "calibration": str(request.calibration) if request.calibration else None,
             "samples": request.samples,
             "seq_len": request.seq_len,
@@ -136,6 +140,8 @@ def _compress(
         request.ratio,
         method=request.method,
         form=request.form,
+        allocation=request.allocation,
+        heal_steps=request.heal_steps,
         calibration=str(request.calibration) if request.calibration else None,
         tokenizer=tokenizer,
         samples=request.samples,

@@ -29,6 +29,8 @@ from fastlr.linalg.results import (
     InterpolativeResult,
     SVDInfo,
     SVDResult,
+    WeightedLowRank,
+    WeightedLowRankInfo,
 )
 from fastlr.linalg.sketching import sketch
 from fastlr.linalg.streaming import (
@@ -44,6 +46,7 @@ from fastlr.linalg.top_eigenvector import (
     top_eigenvector_stream,
 )
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
+from fastlr.linalg.weighted import weighted_low_rank
 
 __all__ = [
     "PCA",
@@ -72,6 +75,8 @@ __all__ = [
     "TopEigenvectorInfo",
     "TraceEstimate",
     "TraceInfo",
+    "WeightedLowRank",
+    "WeightedLowRankInfo",
     "cluster_matrices",
     "estimate_norm",
     "estimate_rank",
@@ -88,4 +93,5 @@ __all__ = [
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",
+    "weighted_low_rank",
 ]

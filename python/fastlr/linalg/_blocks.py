@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -106,6 +107,24 @@ def read_ahead(blocks: Iterator[T]) -> Iterator[T]:
         while (block := upcoming.result()) is not None:
             upcoming = reader.submit(next, blocks, None)
             yield block
+
+
+@contextmanager
+def leaving_a_thread(source: Source) -> Iterator[None]:
+    """Compute with one thread fewer while a source is read ahead, so that its reader has one.
+
+    Threads of the pool wait for each other in a loop: with as many as there are cores, the reader
+    takes one of them off its core, and the others wait as long.
+    """
+    threads = torch.get_num_threads()
+    if source.in_memory or threads == 1:
+        yield
+        return
+    torch.set_num_threads(threads - 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _is_matrix(item: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlr import _core
 from fastlr.linalg._arguments import as_real, at_least
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._sources import open_block
@@ -74,10 +75,11 @@ class _Factors:
             rounding=self.rounding * factor,
         )
 
-    def with_rows(self, rows: Tensor, most: int, tol: float) -> "_Factors":
+    def with_rows(self, rows: list[Tensor], most: int, tol: float) -> "_Factors":
         before = self.facing(0)
+        lines = torch.cat([_composed(before.right).mH, *rows])
         rotation, core, right, error = _OPS.incremental_append(
-            before.core, _composed(before.right), rows, most, tol, before._error()
+            before.core, lines, most, tol, before._error()
         )
         old = len(before.core)
         blocks = [rotation[:old], rotation[old:].to(right.dtype)]
@@ -134,11 +136,11 @@ class IncrementalSVD(State):
     blocks have that dtype. float16 and bfloat16 are computed in float32; integers are promoted.
     Inputs are copied, never written to. A call that fails leaves everything as it was.
 
-    With l = rank + oversample, an appended row costs some 2·n·(2·l + buffer + 2·l²/buffer) flops on
-    average, 10·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of order
-    l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever blocks
-    they came: splits of the same rows give the same bits. Where the spectrum of what is kept spans
-    more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
+    With l = rank + oversample, an appended row costs some 2·n·(l + buffer)·(2·l + buffer)/buffer
+    flops on average, 12·n·l for a buffer of 2·l, and a share of the eigenvalues of a matrix of
+    order l + buffer; one pass. Rows are worked in when `buffer` of them are there, in whatever
+    blocks they came: splits of the same rows give the same bits. Where the spectrum of what is kept
+    spans more than 1e4, or little is dropped, rows are projected instead, at up to twice the cost.
 
     The left factor is kept as blocks of rows and the small rotations that came after each, m·l and
     m·l²/buffer numbers, and multiplied out by what needs it: `result`, columns after rows,
@@ -366,7 +368,7 @@ class IncrementalSVD(State):
             settled=math.hypot(above.settled, below.settled),
             running=math.hypot(above.running, below.running),
             rounding=math.hypot(above.rounding, below.rounding),
-        ).with_rows(rows, self._most, self._inner_tol)
+        ).with_rows([rows], self._most, self._inner_tol)
         last = _composed(below.left).to(device) @ both.left[-1]
         self._replace(replace(both, left=[*both.left[:-1], last]))
 
@@ -426,6 +428,27 @@ class IncrementalSVD(State):
     # ---- growing ----
 
     def _append(self, block: Any, axis: int, caller: str, name: str) -> None:
+        lines = self._copy_of_plain(block, axis)
+        if lines is None:
+            self._append_any(block, axis, caller, name)
+        else:
+            self._wait(lines, axis)
+
+    def _copy_of_plain(self, block: Any, axis: int) -> Tensor | None:
+        """Lines that only wait, and that need no closer look: most, and at a small cost."""
+        if self._dtype is None or axis != self._waiting_axis or not self._core.is_cpu:
+            return None
+        room = self._buffer - 1 - self._waiting_count
+        return _core.copy_of_plain_lines(block, axis, self._dtype, self._shape[1 - axis], room)
+
+    def _wait(self, lines: Tensor, axis: int) -> None:
+        height, width = lines.shape
+        self._waiting = [*self._waiting, lines]
+        self._waiting_count += height
+        height += self._shape[axis]
+        self._shape = (height, width) if axis == 0 else (width, height)
+
+    def _append_any(self, block: Any, axis: int, caller: str, name: str) -> None:
         matrix = open_block(block, caller, name, axis=axis)
         lines = _lines(matrix.data, axis)
         opened = self._dtype is not None
@@ -434,11 +457,7 @@ class IncrementalSVD(State):
             lines = lines.to(self._core.device)
         _check_finite(lines, self._shape[axis], axis, caller, name)
         height, width = lines.shape
-        if opened and axis == self._waiting_axis and self._waiting_count + height < self._buffer:
-            self._waiting = [*self._waiting, _dense(lines).clone()]
-            self._waiting_count += height
-        else:
-            self._work_in(self._factors if opened else _empty(lines, axis), lines, axis)
+        self._work_in(self._factors if opened else _empty(lines, axis), lines, axis)
         if not opened:
             self._dtype, self._numpy = matrix.dtype, matrix.numpy
         height += self._shape[axis]
@@ -461,26 +480,27 @@ class IncrementalSVD(State):
         first = 0
         while count + len(lines) - first >= self._buffer:
             stop = first + self._buffer - count
-            rows = torch.cat([*waiting, _dense(lines, first, stop)])
+            rows = [*waiting, _dense(lines, first, stop)]
             factors, waiting, count, first = self._grown(factors, rows, axis), [], 0, stop
         self._factors = factors
         self._waiting = [*waiting, _dense(lines, first, len(lines)).clone()]
         self._waiting_count, self._waiting_axis = count + len(lines) - first, axis
 
-    def _grown(self, factors: _Factors, rows: Tensor, axis: int) -> _Factors:
+    def _grown(self, factors: _Factors, rows: list[Tensor], axis: int) -> _Factors:
         if axis == 1:
             return self._grown(factors.adjoint(), rows, 0).adjoint()
         if self._decay < 1:
-            ages = torch.arange(len(rows) - 1, -1, -1, dtype=torch.float64, device=rows.device)
-            rows = rows * (self._decay**ages).to(rows.dtype.to_real())[:, None]
-            factors = factors.scaled(self._decay ** len(rows))
+            block = torch.cat(rows)
+            ages = torch.arange(len(block) - 1, -1, -1, dtype=torch.float64, device=block.device)
+            rows = [block * (self._decay**ages).to(block.dtype.to_real())[:, None]]
+            factors = factors.scaled(self._decay ** len(block))
         return factors.with_rows(rows, self._most, self._inner_tol)
 
     def _worked_in(self, factors: _Factors) -> _Factors:
         """What `factors` are with the rows that wait."""
         if self._waiting_count == 0:
             return factors
-        return self._grown(factors, torch.cat(self._waiting), self._waiting_axis)
+        return self._grown(factors, self._waiting, self._waiting_axis)
 
     def _complete(self, caller: str) -> _Factors:
         """The factors of the matrix so far."""

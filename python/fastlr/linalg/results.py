@@ -189,3 +189,78 @@ class InterpolativeResult(_InterpolativeFields):
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return (*self, self.info)
+
+
+@dataclass(frozen=True)
+class WeightedLowRankInfo:
+    """How a weighted approximation was obtained and how far it is from W.
+
+    Attributes
+    ----------
+    method : {"exact", "randomized"}
+        Whether the singular vectors come from an eigen-solver or from a random sketch, which was
+        checked to be within 1 % of the optimum.
+    error : float
+        The weighted norm of W − B @ A, measured from B and A as they were returned; where nothing
+        was cut off, an estimate of the rounding, from ten random probes.
+    norm : float
+        The weighted norm of W.
+    converged : bool
+        False where the error is more than `tol` of the norm.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> info = la.weighted_low_rank(torch.diag(torch.tensor([3.0, 4.0])), 1).info
+    >>> info.method, round(info.error, 4), round(info.norm, 4)
+    ('exact', 3.0, 5.0)
+    """
+
+    method: str
+    error: float
+    norm: float
+    converged: bool
+
+
+class _WeightedFields(NamedTuple):
+    B: Any
+    A: Any
+    S: Any
+    bias: Any
+
+
+class WeightedLowRank(_WeightedFields):
+    """W ≈ B @ A in a weighted norm; ``B[:, :r] @ A[:r]`` is the optimum of every rank r.
+
+    Attributes
+    ----------
+    B : array, shape (o, k)
+        Columns of unit length; orthonormal where the rows have no weight.
+    A : array, shape (k, i)
+    S : array of float64, shape (k,)
+        The weighted singular values, descending.
+    bias : array, shape (o,), or None
+        What makes the mean output exact; None without a mean.
+    info : WeightedLowRankInfo
+        Not part of the tuple.
+
+    Examples
+    --------
+    >>> import torch, fastlr.linalg as la
+    >>> result = la.weighted_low_rank(torch.diag(torch.tensor([3.0, 4.0])))
+    >>> B, A, S, bias = result
+    >>> S.tolist(), bias is None, result.info.converged
+    ([4.0, 3.0], True, True)
+    """
+
+    info: WeightedLowRankInfo
+
+    def __new__(
+        cls, B: Any, A: Any, S: Any, bias: Any, info: WeightedLowRankInfo
+    ) -> "WeightedLowRank":
+        self = super().__new__(cls, B, A, S, bias)
+        self.info = info
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (*self, self.info)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import computed_dtype, restored
-from fastlr.linalg._blocks import promoted, source_of, tensors_of
+from fastlr.linalg._blocks import leaving_a_thread, promoted, source_of, tensors_of
 from fastlr.linalg._sources import is_scipy_sparse, open_block
 from fastlr.linalg._state import State
 from fastlr.linalg.results import ErrorInfo
@@ -397,7 +397,7 @@ def streaming_svd(
         What `randomized_svd` reads in blocks: memmaps, `.npy` and `.safetensors` files, HDF5 and
         zarr datasets, lists of arrays or paths (shards, one below the other), a directory of such
         files, in the order of their names, iterators of blocks. The next block is read while one is
-        multiplied.
+        multiplied, by a thread for which torch's pool goes without one meanwhile.
     rank, method, oversample, decay, seed
         Those of `StreamingSVD`.
     progress : callable, optional
@@ -444,10 +444,10 @@ def streaming_svd(
         return stream.result(out=kind)
     if kind is None:
         kind = "numpy" if read.device is None else "torch"
-    for block in tensors_of(read):
-        stream.update(
-            block if block.is_floating_point() or block.is_complex() else block.to(promoted(read))
-        )
-        if progress is not None:
-            progress(stream.n_seen, read.shape[0])
+    with leaving_a_thread(read):
+        for block in tensors_of(read):
+            is_exact = not (block.is_floating_point() or block.is_complex())
+            stream.update(block.to(promoted(read)) if is_exact else block)
+            if progress is not None:
+                progress(stream.n_seen, read.shape[0])
     return stream.result(out=kind)

@@ -1,36 +1,22 @@
-"""Compressing a causal language model: calibrate, factor, replace."""
+"""Compressing a causal language model: calibrate, compress, replace."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
-
 from fastlr.nn import hf
-from fastlr.nn.compress.allocation import allocation_named
-from fastlr.nn.compress.blocks import BlockStack, find_blocks
-from fastlr.nn.compress.calibration import Batch, Calibration, calibration_batches
-from fastlr.nn.compress.forms import Form, form_named
-from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.blocks import find_blocks
+from fastlr.nn.compress.calibration import Calibration, calibration_batches
+from fastlr.nn.compress.heal import HealReport, Student
 from fastlr.nn.compress.interrupt import interrupt_deferred
-from fastlr.nn.compress.methods import Method, method_named
-from fastlr.nn.compress.report import (
-    LEFT_DENSE,
-    NEVER_CALLED,
-    CompressionReport,
-    LayerReport,
-    ModelSize,
-)
-from fastlr.nn.compress.solver import require_finite
-from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
+from fastlr.nn.compress.report import CompressionReport, ModelSize
+from fastlr.nn.compress.run import CompressionRun, Settings, collect
+from fastlr.nn.compress.statistics import Statistics
 from fastlr.nn.compress.targets import find_targets
 from fastlr.nn.evaluate import evaluation_mode
-from fastlr.nn.modules.base import FactoredLinear
-from fastlr.nn.modules.dense import dense_weight, high_precision
+from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,9 +30,12 @@ def compress_llm(
     model: PreTrainedModel,
     ratio: float = 0.2,
     *,
-    method: str = "svd_llm",
-    form: str = "interpolative",
-    allocation: str = "uniform",
+    method: str = "auto",
+    form: str | None = None,
+    allocation: str | Mapping[str, float] | None = None,
+    max_layer_ratio: float | None = None,
+    rank_multiple: int = 1,
+    heal_steps: int = 0,
     calibration: Calibration | Statistics = None,
     tokenizer: Any = None,
     samples: int = 64,
@@ -56,11 +45,11 @@ def compress_llm(
     seed: int = 0,
     progress: bool = True,
 ) -> PreTrainedModel:
-    """Replace the linear layers of a causal language model by smaller ones of low rank.
+    """Replace the linear layers of a causal language model by smaller ones.
 
-    Every layer's new weight is the one of its rank that changes the layer's outputs least, on the
-    inputs that the calibration text gives rise to in the dense model. Without any data the model
-    writes that text itself.
+    The numbers that may be stored are spent where they keep the most of the model: its loss is
+    modelled by the second moments of every layer's inputs and of the loss's gradients at its
+    outputs, on calibration text. Without any data the model writes that text itself.
 
     Parameters
     ----------
@@ -68,19 +57,46 @@ def compress_llm(
         A decoder-only causal language model of any float dtype, changed in place. One that was read
         from a GGUF file can be saved afterwards.
     ratio : float, default 0.2
-        The share of the parameters of the compressed layers' weights to remove, between 0 and 1.
-    method : {"svd_llm", "svd"}
-        "svd_llm" minimises the error of the layers' outputs, "svd" that of the weights.
-    form : {"interpolative", "factored", "dense"}
-        How a weight of rank r is stored: as r of its rows or columns and what gives the others, in
-        r·(o + i) − r² numbers (:class:`InterpolativeLinear`); as two factors, in r·(o + i)
-        (:class:`LowRankLinear`); or recomposed in the dense shape, with the ranks of
-        "interpolative", which saves nothing and serves for measuring.
-    allocation : {"uniform"}
-        How the budget is shared: the same `ratio` in every layer.
+        The share of the numbers of the compressed layers' weights to remove, between 0 and 1. What
+        is stored beside values (which entries are kept, one bit each) is counted in numbers of the
+        model's dtype.
+    method : str, default "auto"
+        What the new weights are. "auto" is "sparse", or "two_sided" where the masks would take up
+        more than a quarter of what is to be left (above a ratio of 0.875, or 0.75 in half types):
+
+        - "sparse": the entries that the loss can spare are left out, and the others, refitted, make
+          up for them. The most accurate; a layer needs fewer bytes, and less time where time is
+          reading them (a few tokens at once).
+        - "two_sided": of low rank, with both the inputs and the gradients as weights.
+        - "svd_llm": of low rank, with the inputs as weights: the least error of the layer's output.
+        - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
+          Fisher information; "svd": the least error of the weight.
+
+        Or a name given to :func:`fastlr.nn.compress.register_method`.
+    form : str, optional
+        How a weight of rank r is stored: "interpolative" (the default), as r of its rows or columns
+        and what gives the others, in r·(o + i) − r² numbers (:class:`InterpolativeLinear`);
+        "factored", as two factors, in r·(o + i) (:class:`LowRankLinear`); "dense", recomposed in
+        the dense shape, with the ranks of "interpolative", which saves nothing and serves for
+        measuring. The method "sparse" has the form "sparse" (:class:`SparseLinear`).
+    allocation : str or mapping, optional
+        How the budget is shared between the layers. By default "loss" for "sparse" and "two_sided":
+        the least predicted increase of the model's loss, with predictions that are first corrected
+        by measuring two layers of each type; and "uniform", the same `ratio` everywhere, for the
+        others. Also "knapsack" (least sum of relative errors, none far above their mean),
+        "svd_llm_v2", "d_rank" and "welore" (of low-rank methods), as published; or a mapping from
+        names or patterns of layers to the share to remove from each.
+    max_layer_ratio : float, optional
+        The most to remove from any layer, at least `ratio`.
+    rank_multiple : int, default 1
+        Only multiples of it are used as ranks.
+    heal_steps : int, default 0
+        Steps of distillation afterwards: the new layers and the norms learn to predict what the
+        dense model predicts on the calibration text. The state that does best on a part of it that
+        is held out is kept.
     calibration : optional
-        None: the model samples its own text (no data needed; with method "svd", which needs no
-        inputs, nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
+        None: the model samples its own text (no data needed; with method "svd", which needs none,
+        nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
         A 1-D tensor: a stream of tokens. All of these are cut into `samples` windows of `seq_len`
         tokens, non-overlapping and at random. A 2-D tensor: windows, `samples` of its rows are
         used. A mapping with ``input_ids`` and perhaps ``attention_mask``: one batch. Any other
@@ -125,25 +141,35 @@ def compress_llm(
     Warns
     -----
     UserWarning
-        For a layer whose input never occurred (an expert that was never chosen): it is compressed
-        by its weight alone, and its report says so.
+        If the ratio is not reached because the smallest layers of the method are larger; for a
+        layer whose input never occurred (an expert that was never chosen): it is compressed by its
+        weight alone, and its report says so.
 
     Notes
     -----
     The layers' inputs are those of the dense model: the error of earlier layers is not propagated.
-    One forward pass through the blocks (and one more of the first batch), with Gram matrices in
-    float64, tokens·i² multiply-adds for every distinct input of width i; then for each layer an
-    eigenproblem of size min(o, i) and, for the interpolative form, two interpolative
-    decompositions. Memory beside the dense model: the hidden states of the calibration text between
-    two blocks, one block's Gram matrices, and the compressed weights, which replace the dense ones
-    all at once at the end.
+    Without gradients, one forward pass through the blocks (and one more of the first batch); with
+    them ("sparse", "two_sided", "fwsvd") one forward and one backward pass, in which no parameter
+    gets a gradient. Gram matrices take tokens·(i² + o²) multiply-adds a layer. Then an
+    eigenproblem of size min(o, i) a layer for low rank, and for the interpolative form two
+    interpolative decompositions; for "sparse" two Cholesky factors, a sort of the entries, and at
+    most thirty conjugate gradient steps of 2·o·i·(o + i) flops. A step of `heal_steps` is two
+    forward passes and a backward pass over some 2048 tokens.
 
-    The optimum is that of SVD-LLM [1]_; it is computed as in :func:`fastlr.nn.compress.solve`.
+    Memory beside the dense model: where the budget is shared by "uniform" and no gradients are
+    needed, the hidden states of the calibration text between two blocks and one block's Gram
+    matrices; otherwise those of all layers, 8·(i² + o²) bytes each. And the new weights, which
+    replace the dense ones all at once at the end.
+
+    See the documentation's pages on the theory for the formulas, and :doc:`/quality` for what is
+    measured. "svd_llm" is [1]_; the loss model is that of [2]_.
 
     References
     ----------
     .. [1] X. Wang, Y. Zheng, Z. Wan, M. Zhang, "SVD-LLM: Truncation-aware singular value
        decomposition for large language model compression", ICLR 2025.
+    .. [2] J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate
+       curvature", ICML 2015.
 
     Examples
     --------
@@ -155,36 +181,31 @@ def compress_llm(
     >>> model = compress_llm(model, 0.3, calibration=torch.arange(64), seq_len=16, samples=4,
     ...                      progress=False)
     >>> report = model.fastlr_report
-    >>> len(report.layers), 0.3 <= report.ratio_achieved < 0.35
+    >>> len(report.layers), 0.3 <= report.ratio_achieved < 0.31
     (14, True)
-    >>> layer = model.model.layers[0].self_attn.k_proj
-    >>> type(layer).__name__, layer.rank, layer.weight_parameters()
-    ('InterpolativeLinear', 9, 351)
+    >>> sum(type(module).__name__ == "SparseLinear" for module in model.modules()) > 10
+    True
     """
     start = time.perf_counter()
-    chosen_method, chosen_form = method_named(method), form_named(form)
-    allocate = allocation_named(allocation)
-    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
-        raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
+    if not isinstance(heal_steps, int) or heal_steps < 0:
+        raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     require_causal_lm(model)
+    settings = Settings.of(
+        ratio, method, form, allocation, max_layer_ratio, rank_multiple, model.dtype
+    )
     require_unquantized(model)
     stack = find_blocks(model)
     blocks = find_targets(model, stack, targets, ignore)
-    shapes = {
-        name: (dense_weight(module).shape[0], dense_weight(module).shape[1])
-        for layers in blocks
-        for name, module in layers.items()
-    }
-    ranks = allocate(shapes, ratio, chosen_form)
 
-    run = _Run(chosen_method, chosen_form, form, ranks)
+    student: Student | None = None
+    healed: HealReport | None = None
+    run = CompressionRun(settings)
     try:
         with Progress(progress) as bar, evaluation_mode(model):
             if isinstance(calibration, Statistics):
-                run.tokens = calibration.tokens
-                run.without_walking(blocks, calibration.grams, bar)
-            elif calibration is None and not chosen_method.calibrated:
-                run.without_walking(blocks, None, bar)
+                run.from_statistics(model, blocks, calibration, bar)
+            elif calibration is None and not settings.needs_calibration:
+                run.from_statistics(model, blocks, None, bar)
             else:
                 batches = calibration_batches(
                     model,
@@ -196,25 +217,32 @@ def compress_llm(
                     bar=bar,
                 )
                 run.seconds["calibration"] = time.perf_counter() - start
-                run.walking(model, stack, blocks, batches, bar)
+                run.from_batches(model, stack, blocks, batches, bar)
+            if heal_steps:
+                student, healed = run.heal(model, heal_steps, seed=seed, bar=bar)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(UNCHANGED) from None
 
+    run.warn_of_excess()
     before = ModelSize.of(model)
     with interrupt_deferred(COMPLETED):
         replace_modules(model, run.replacements)
+        if student is not None:
+            student.install(model)
         hf.describe_compressed(model)
         run.seconds["total"] = time.perf_counter() - start
         report = CompressionReport(
-            method,
-            form,
-            allocation,
-            float(ratio),
+            settings.name,
+            settings.form,
+            settings.allocation if isinstance(settings.allocation, str) else "given",
+            settings.ratio,
             run.reports,
             before,
             ModelSize.of(model),
             run.tokens,
             run.seconds,
+            run.predictions,
+            healed,
         )
         # Not a module or a tensor: typing knows no other attributes of a module.
         model.__dict__["fastlr_report"] = report
@@ -231,6 +259,7 @@ def calibrate(
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = ("lm_head",),
     seed: int = 0,
+    gradients: bool = False,
     progress: bool = True,
 ) -> Statistics:
     """The calibration half of :func:`fastlr.nn.compress_llm`, for use with several settings.
@@ -239,6 +268,9 @@ def calibrate(
     ----------
     model, calibration, tokenizer, samples, seq_len, targets, ignore, seed, progress
         As in :func:`fastlr.nn.compress_llm`. `model` is not changed.
+    gradients : bool, default False
+        Also the moments of the loss's gradients at the layers' outputs, for the methods "fwsvd",
+        "two_sided" and "sparse": one backward pass.
 
     Returns
     -------
@@ -252,7 +284,8 @@ def calibrate(
 
     Notes
     -----
-    All Gram matrices are in memory at once: 8·i² bytes for every distinct input of width i.
+    All Gram matrices are in memory at once: 8·i² bytes for every distinct input of width i, and
+    8·o² for every layer with o outputs where `gradients` are asked for.
 
     Examples
     --------
@@ -286,152 +319,9 @@ def calibrate(
             seed=seed,
             bar=bar,
         )
-        statistics = collect_statistics(model, stack, blocks, batches, bar)
+        statistics = collect(model, stack, blocks, batches, bar, gradients=gradients)
     statistics.seconds = time.perf_counter() - start
     return statistics
-
-
-@dataclass
-class _Run:
-    """The factorization under way: what was decided, and what has been computed so far."""
-
-    method: Method
-    form: Form
-    form_name: str
-    ranks: Mapping[str, int]
-    replacements: dict[str, nn.Module] = field(default_factory=dict)
-    reports: list[LayerReport] = field(default_factory=list)
-    tokens: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"calibration": 0.0, "statistics": 0.0, "factorization": 0.0}
-    )
-
-    def without_walking(
-        self, blocks: Sequence[Mapping[str, nn.Module]], grams: Grams | None, bar: Progress
-    ) -> None:
-        """Factor all blocks with the statistics that there are, or none."""
-        bar.stage("Layers", sum(len(layers) for layers in blocks))
-        for layers in blocks:
-            self.factor_block(layers, grams, bar)
-
-    def walking(
-        self,
-        model: PreTrainedModel,
-        stack: BlockStack,
-        blocks: Sequence[Mapping[str, nn.Module]],
-        batches: Sequence[Batch],
-        bar: Progress,
-    ) -> None:
-        """Factor each block as soon as its statistics are there, and forget them."""
-        self.tokens = sum(batch.tokens() for batch in batches)
-        start = time.perf_counter()
-        count = sum(len(block) for block in blocks)
-        source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
-        for layers, grams in zip(blocks, source, strict=True):
-            self.factor_block(layers, grams, bar)
-        spent = time.perf_counter() - start
-        self.seconds["statistics"] = spent - self.seconds["factorization"]
-
-    def factor_block(
-        self, layers: Mapping[str, nn.Module], grams: Grams | None, bar: Progress
-    ) -> None:
-        """Compute the replacements of one block's layers; `grams` is None without calibration."""
-        start = time.perf_counter()
-        for name, module in layers.items():
-            bar.step(name)
-            gram = grams.get(name) if grams is not None else None
-            never_called = grams is not None and gram is None
-            if never_called:
-                warnings.warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", stacklevel=4)
-            if gram is not None:
-                require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
-            note = NEVER_CALLED if never_called else ""
-            replacement, report = compress_layer(
-                name, module, self.ranks[name], gram, self.method, self.form, self.form_name, note
-            )
-            self.reports.append(report)
-            if replacement is not None:
-                self.replacements[name] = replacement
-        self.seconds["factorization"] += time.perf_counter() - start
-
-
-def compress_layer(
-    name: str,
-    linear: nn.Module,
-    rank: int,
-    gram: Gram | None,
-    method: Method,
-    form: Form,
-    form_name: str,
-    note: str,
-) -> tuple[nn.Module | None, LayerReport]:
-    """The replacement of one layer and its report; None where it had better stay dense."""
-    weight = dense_weight(linear)
-    out_features, in_features = weight.shape
-    solution = method.factor(weight, gram)
-    spectrum = [float(share) for share in solution.energies]
-    if stays_dense(form, out_features, in_features, rank):
-        size = weight.numel() * weight.element_size()
-        note = f"{note}; {LEFT_DENSE}" if note else LEFT_DENSE
-        report = LayerReport(
-            name, (out_features, in_features), min(weight.shape), "dense", None,
-            weight.numel(), weight.numel(), size, size, 0.0,
-            None if gram is None else 0.0, 0.0, note, spectrum,
-        )  # fmt: skip
-        return None, report
-    truncation = solution.truncate(rank)
-    module = form.build(linear, truncation)
-    module.requires_grad_(any(p.requires_grad for p in linear.parameters()))
-    copied = composed_weight(module)
-    report = LayerReport(
-        name=name,
-        shape=(out_features, in_features),
-        rank=rank,
-        form=form_name,
-        side=getattr(module, "side", None),
-        parameters_before=weight.numel(),
-        parameters_after=_weight_size(module)[0],
-        bytes_before=weight.numel() * weight.element_size(),
-        bytes_after=_weight_size(module)[1],
-        predicted_error=truncation.relative_error,
-        output_error=None if gram is None else relative_error(weight, copied, gram),
-        weight_error=relative_error(weight, copied, None),
-        note=note,
-        spectrum=spectrum,
-    )
-    return module, report
-
-
-def stays_dense(form: Form, out_features: int, in_features: int, rank: int) -> bool:
-    """Whether a layer of this rank would need as many numbers as the dense one."""
-    return form.parameters(out_features, in_features, rank) >= out_features * in_features
-
-
-def composed_weight(module: nn.Module) -> Tensor:
-    """The weight that a new layer stands for, o × i, float64."""
-    if isinstance(module, FactoredLinear):
-        return module.compose()
-    return high_precision(dense_weight(module))
-
-
-def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:
-    """tr(Δ G Δᵀ) / tr(W G Wᵀ) with Δ the difference, in float64; 0 / 0 is 0."""
-    exact = high_precision(weight)
-    difference = exact - approximation.to(exact.device)
-    lost, whole = (
-        float((m if gram is None else m @ gram.matrix).mul(m).sum()) for m in (difference, exact)
-    )
-    if whole <= 0:
-        return 0.0 if lost <= 0 else float("inf")
-    return max(lost, 0.0) / whole
-
-
-def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put every replacement in the place of the module of that name, in that one's mode."""
-    for name, module in replacements.items():
-        parent, _, child = name.rpartition(".")
-        module.train(model.get_submodule(name).training)
-        setattr(model.get_submodule(parent), child, module)
 
 
 def require_causal_lm(model: Any) -> None:
@@ -462,10 +352,3 @@ def require_unquantized(model: PreTrainedModel) -> None:
     raise ValueError(
         f"model must have dense float weights, it is quantized with {name}; load it dequantized"
     )
-
-
-def _weight_size(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, FactoredLinear):
-        return module.weight_parameters(), module.weight_bytes()
-    weight = dense_weight(module)
-    return weight.numel(), weight.numel() * weight.element_size()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +25,11 @@ class Form:
     ----------
     parameters : callable
         (o, i, r) → how many numbers stand for the weight.
-    rank : callable
-        (o, i, budget) → the largest rank that needs at most `budget` numbers, at least 1.
     build : callable
         (dense layer, truncation) → the new layer.
     """
 
     parameters: Callable[[int, int, int], int]
-    rank: Callable[[int, int, float], int]
     build: Callable[[nn.Module, Truncation], nn.Module]
 
 
@@ -42,28 +38,9 @@ def factored_parameters(out_features: int, in_features: int, rank: int) -> int:
     return rank * (out_features + in_features)
 
 
-def factored_rank(out_features: int, in_features: int, budget: float) -> int:
-    """⌊budget / (o + i)⌋, between 1 and min(o, i)."""
-    rank = math.floor(budget / (out_features + in_features))
-    return max(1, min(rank, out_features, in_features))
-
-
 def interpolative_parameters(out_features: int, in_features: int, rank: int) -> int:
     """A skeleton and its coefficients: r·(o + i) − r²."""
     return rank * (out_features + in_features - rank)
-
-
-def interpolative_rank(out_features: int, in_features: int, budget: float) -> int:
-    """The largest r ≤ min(o, i) with r·(o + i) − r² ≤ budget, at least 1."""
-    total = out_features + in_features
-    root = (total - math.sqrt(max(total * total - 4 * budget, 0.0))) / 2
-    limit = min(out_features, in_features)
-    rank = max(1, min(round(root), limit))
-    while rank > 1 and interpolative_parameters(out_features, in_features, rank) > budget:
-        rank -= 1
-    while rank < limit and interpolative_parameters(out_features, in_features, rank + 1) <= budget:
-        rank += 1
-    return rank
 
 
 def build_layer(
@@ -84,11 +61,9 @@ def build_dense(linear: nn.Module, truncation: Truncation) -> nn.Module:
 
 
 FORMS: dict[str, Form] = {
-    "interpolative": Form(
-        interpolative_parameters, interpolative_rank, partial(build_layer, InterpolativeLinear)
-    ),
-    "factored": Form(factored_parameters, factored_rank, partial(build_layer, LowRankLinear)),
-    "dense": Form(interpolative_parameters, interpolative_rank, build_dense),
+    "interpolative": Form(interpolative_parameters, partial(build_layer, InterpolativeLinear)),
+    "factored": Form(factored_parameters, partial(build_layer, LowRankLinear)),
+    "dense": Form(interpolative_parameters, build_dense),
 }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from fastlr.nn.modules.dense import high_precision
 
 _CHUNK = 4096
+# Rows whose products are summed in float32 before they join a sum in float64.
+_SHORT_CHUNK = 512
 _BLOCK = 768
 
 
@@ -22,6 +24,9 @@ class Gram:
         Symmetric positive semidefinite. Any scale: a constant factor changes no result.
     tokens : int, default 0
         How many inputs were summed.
+    total, magnitude : Tensor of shape (i,), optional
+        The sums of x and of its absolute values, of which the methods make means; None where they
+        were not collected.
 
     Raises
     ------
@@ -42,11 +47,19 @@ class Gram:
     (3, [[3.0, 3.0], [3.0, 3.0]])
     """
 
-    def __init__(self, matrix: Tensor, tokens: int = 0) -> None:
+    def __init__(
+        self,
+        matrix: Tensor,
+        tokens: int = 0,
+        total: Tensor | None = None,
+        magnitude: Tensor | None = None,
+    ) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Gram: matrix must be square, got shape {tuple(matrix.shape)}")
         self.matrix = high_precision(matrix)
         self.tokens = tokens
+        self.total = total
+        self.magnitude = magnitude
         self._eigen: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -54,22 +67,46 @@ class Gram:
         """The power of two just above the largest entry: divided by it, no product overflows."""
         return power_of_two_above(self.matrix)
 
+    @property
+    def unit(self) -> Tensor:
+        """G / scale."""
+        return self.matrix / self.scale
+
     @classmethod
-    def of(cls, inputs: Tensor) -> Gram:
-        """The Gram matrix of ``… × i`` inputs: tokens·i² float64 multiply-adds, in chunks."""
+    def of(cls, inputs: Tensor, *, exact: bool = True) -> Gram:
+        """The Gram matrix of ``… × i`` inputs: tokens·i² multiply-adds, in chunks.
+
+        They are float64 ones; where not `exact`, in the dtype of the inputs (float32 for half
+        types) over 512 rows at a time, which leaves some √512·u of the diagonal as an error.
+        """
         rows = inputs.detach().reshape(-1, inputs.shape[-1])
         width = rows.shape[1]
-        device = torch.device("cpu") if rows.device.type == "mps" else rows.device
-        matrix = torch.zeros(width, width, dtype=torch.float64, device=device)
-        for start in range(0, len(rows), _CHUNK):
-            _add_products(matrix, high_precision(rows[start : start + _CHUNK]))
+        if rows.device.type == "mps":
+            rows = rows.cpu()
+        if not exact and rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.float()
+        chunk = _CHUNK if exact else _SHORT_CHUNK
+        matrix = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
+        total, magnitude = matrix.new_zeros(2, width).unbind()
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            _add_products(matrix, high_precision(part) if exact else part)
+            total += part.sum(0, dtype=torch.float64)
+            magnitude += part.abs().sum(0, dtype=torch.float64)
         upper = matrix.triu()
-        return cls(upper + upper.T - torch.diag(matrix.diagonal()), len(rows))
+        symmetric = upper + upper.T - torch.diag(matrix.diagonal())
+        return cls(symmetric, len(rows), total, magnitude)
+
+    def copy(self) -> Gram:
+        """One that can be added to without changing this one."""
+        return Gram(self.matrix.clone(), self.tokens, self.total, self.magnitude)
 
     def add(self, other: Gram) -> None:
         """Add another layer input's sum, in place."""
         self.matrix += other.matrix
         self.tokens += other.tokens
+        self.total = _both(self.total, other.total)
+        self.magnitude = _both(self.magnitude, other.magnitude)
         self._eigen = None
 
     def eigen(self) -> tuple[Tensor, Tensor]:
@@ -78,7 +115,7 @@ class Gram:
         About 9·i³ flops, the first time only.
         """
         if self._eigen is None:
-            values, vectors = torch.linalg.eigh(self.matrix / self.scale)
+            values, vectors = torch.linalg.eigh(self.unit)
             self._eigen = values, vectors
         return self._eigen
 
@@ -94,4 +131,8 @@ def _add_products(matrix: Tensor, rows: Tensor) -> None:
     width = rows.shape[1]
     for start in range(0, width, _BLOCK):
         stop = min(start + _BLOCK, width)
-        matrix[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
+        matrix[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else first + second

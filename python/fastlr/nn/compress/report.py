@@ -10,7 +10,11 @@ from typing import Any
 
 from torch import nn
 
-LEFT_DENSE = "dense: no rank would need fewer parameters"
+from fastlr.nn.compress.heal import HealReport
+from fastlr.nn.compress.loss_model import LossPrediction
+from fastlr.nn.modules.base import CompressedLinear
+
+LEFT_DENSE = "left dense"
 NEVER_CALLED = "its input never occurred in the calibration: compressed by its weight alone"
 
 
@@ -23,10 +27,10 @@ class LayerReport:
     name : str
     shape : tuple of int
         (out_features, in_features).
-    rank : int
-        min(shape) for a layer that was left dense.
+    rank : int or None
+        min(shape) for a layer that a low-rank method left dense; None for other methods.
     form : str
-        "interpolative", "factored" or "dense".
+        "interpolative", "factored", "sparse" or "dense".
     side : str or None
         Of an interpolative layer, "rows" or "columns".
     parameters_before, parameters_after : int
@@ -34,8 +38,8 @@ class LayerReport:
     bytes_before, bytes_after : int
         The same in bytes, the order of an interpolative layer included.
     predicted_error : float or None
-        The energy that the solver left out, relative to ‖WX‖² (to ‖W‖² for the method ``svd``,
-        which knows nothing of X).
+        The squared error that the method foresaw, relative to that of a weight of zeros, both in
+        its own norm: ‖(W − W')X‖² / ‖WX‖² for "svd_llm".
     output_error : float or None
         ‖(W − W')X‖² / ‖WX‖² on the calibration inputs, with the weights as they are stored. None
         where the inputs are not known.
@@ -44,7 +48,8 @@ class LayerReport:
     note : str
         Empty, or what was out of the ordinary.
     spectrum : list of float
-        The share of each direction in the output energy, by decreasing share.
+        The share of each direction in the squared norm, by decreasing share; empty where the method
+        is no low-rank one.
 
     Examples
     --------
@@ -61,7 +66,7 @@ class LayerReport:
 
     name: str
     shape: tuple[int, int]
-    rank: int
+    rank: int | None
     form: str
     side: str | None
     parameters_before: int
@@ -82,7 +87,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters, and bytes of parameters and saved buffers; a tied tensor counts once."""
+    """Parameters, and bytes of parameters and saved buffers; a tied tensor counts once.
+
+    What a compressed layer needs beside its parameters (the mask of a sparse one) counts in numbers
+    of its dtype.
+    """
 
     parameters: int
     bytes: int
@@ -92,8 +101,14 @@ class ModelSize:
         """Count `model`."""
         parameters = {id(p): p for p in model.parameters()}
         tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()} | parameters
+        layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
+        beside = sum(
+            layer.weight_parameters()
+            - sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
+            for layer in layers
+        )
         return cls(
-            sum(p.numel() for p in parameters.values()),
+            sum(p.numel() for p in parameters.values()) + beside,
             sum(t.numel() * t.element_size() for t in tensors.values()),
         )
 
@@ -113,8 +128,14 @@ class CompressionReport:
     calibration_tokens : int
         0 where nothing was calibrated.
     seconds : dict
-        Wall time: ``calibration`` (making or reading the tokens), ``statistics`` (forward passes
-        and Gram matrices), ``factorization``, ``total``.
+        Wall time: ``calibration`` (making or reading the tokens), ``statistics`` (passes through
+        the model and Gram matrices), ``measuring`` (of a few layers' effect on the loss),
+        ``factorization``, ``total``.
+    predictions : list of LossPrediction
+        What compressing single layers was predicted to do to the loss, and what it did: of the
+        layers that were measured for the allocation "loss".
+    heal : HealReport or None
+        What the distillation did, where there was one.
 
     Examples
     --------
@@ -139,6 +160,8 @@ class CompressionReport:
     model_after: ModelSize
     calibration_tokens: int
     seconds: dict[str, float]
+    predictions: list[LossPrediction] = field(default_factory=list)
+    heal: HealReport | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -187,6 +210,8 @@ class CompressionReport:
             "model": {"before": asdict(self.model_before), "after": asdict(self.model_after)},
             "mean_output_error": self.mean_output_error,
             "seconds": dict(self.seconds),
+            "predictions": [asdict(prediction) for prediction in self.predictions],
+            "heal": asdict(self.heal) if self.heal else None,
             "layers": layers,
         }
 
@@ -218,12 +243,16 @@ def _table(layers: Sequence[LayerReport]) -> list[str]:
         f"{'predicted':>9}  {'measured':>9}  note"
     )
     rows = [
-        f"{layer.name:<{width}}  {'×'.join(map(str, layer.shape)):>13}  {layer.rank:>5}  "
+        f"{layer.name:<{width}}  {'×'.join(map(str, layer.shape)):>13}  {_rank(layer.rank):>5}  "
         f"{layer.parameters_before:>10} →{layer.parameters_after:>10}  "
         f"{_share(layer.predicted_error):>9}  {_share(layer.measured_error):>9}  {layer.note}"
         for layer in layers
     ]
     return [head, *(row.rstrip() for row in rows)]
+
+
+def _rank(rank: int | None) -> str:
+    return "–" if rank is None else str(rank)
 
 
 def _share(error: float | None) -> str:

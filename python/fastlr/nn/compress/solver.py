@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 import fastlr.linalg as la
-from fastlr.nn.compress.gram import Gram, power_of_two_above
+from fastlr.nn.compress.gram import Gram
 from fastlr.nn.modules.dense import high_precision
-
-_ROUNDOFF = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,12 @@ class Truncation:
     Attributes
     ----------
     basis : Tensor of shape (o, r)
-        Orthonormal columns, float64.
+        Columns of unit length, float64; orthonormal where the outputs have no weight.
     projected : Tensor of shape (r, i)
-        basisᵀ W, float64.
+        float64; basisᵀ W where the outputs have no weight.
     relative_error : float
-        ‖(W − W')X‖² / ‖WX‖², the energy of the directions that were left out (0 when ‖WX‖ = 0).
+        ‖(W − W')X‖² / ‖WX‖², the energy of the directions that were left out (0 when ‖WX‖ = 0);
+        with weighted outputs, the same for H^½ (W − W')X.
 
     Examples
     --------
@@ -50,12 +49,15 @@ class Solution:
     weight : Tensor of shape (o, i)
         W in float64.
     basis : Tensor of shape (o, k), k = min(o, i)
-        Orthonormal output directions, by decreasing energy; those without any energy (inputs never
-        reach them) follow by decreasing plain weight energy.
+        Output directions, by decreasing energy; those without any energy (inputs never reach them)
+        follow by decreasing plain weight energy. Orthonormal where the outputs have no weight.
+    projected : Tensor of shape (k, i)
+        W = basis @ projected.
     energies : Tensor of shape (k,)
-        The share of ‖WX‖² in each direction; they sum to 1 (or to 0 when ‖WX‖ = 0).
+        The share of ‖WX‖² (of ‖H^½ W X‖² for weighted outputs) in each direction; they sum to 1
+        (or to 0 when there is none).
     total : float
-        ‖WX‖².
+        ‖WX‖² (‖H^½ W X‖²).
 
     Examples
     --------
@@ -68,6 +70,7 @@ class Solution:
 
     weight: Tensor
     basis: Tensor
+    projected: Tensor
     energies: Tensor
     total: float
 
@@ -76,7 +79,7 @@ class Solution:
         return float(self.energies[rank:].flip(0).sum())
 
     def truncate(self, rank: int) -> Truncation:
-        """The best approximation of rank `rank`: 2·o·i·r flops.
+        """The best approximation of rank `rank`.
 
         Raises
         ------
@@ -86,12 +89,14 @@ class Solution:
         limit = self.basis.shape[1]
         if not 1 <= rank <= limit:
             raise ValueError(f"truncate: rank must be between 1 and {limit}, got {rank}")
-        basis = self.basis[:, :rank].contiguous()
-        return Truncation(basis, basis.T @ self.weight, self.relative_error(rank))
+        basis, projected = self.basis[:, :rank].contiguous(), self.projected[:rank].clone()
+        return Truncation(basis, projected, self.relative_error(rank))
 
 
-def solve(weight: Tensor, gram: Gram | Tensor | None = None) -> Solution:
-    """Minimise ‖(W − W')X‖ over all W' of rank r, for every r at once.
+def solve(
+    weight: Tensor, gram: Gram | Tensor | None = None, *, left: Gram | Tensor | None = None
+) -> Solution:
+    """Minimise ‖(W − W')X‖, or ‖H^½ (W − W')X‖, over all W' of rank r, for every r at once.
 
     Parameters
     ----------
@@ -99,6 +104,9 @@ def solve(weight: Tensor, gram: Gram | Tensor | None = None) -> Solution:
         W, of any float dtype.
     gram : Gram or Tensor of shape (i, i), optional
         G = X Xᵀ, up to a factor; None stands for the identity. It may be singular.
+    left : Gram or Tensor of shape (o, o), optional
+        H, how much the outputs count: Σ g gᵀ over the gradients g of a loss with respect to them,
+        say. None is the identity. It may be singular.
 
     Returns
     -------
@@ -107,19 +115,21 @@ def solve(weight: Tensor, gram: Gram | Tensor | None = None) -> Solution:
     Raises
     ------
     ValueError
-        If the shapes do not fit, or `weight` or `gram` has an entry that is not finite.
+        If the shapes do not fit, `weight`, `gram` or `left` has an entry that is not finite, or
+        `gram` or `left` is not symmetric or not positive semidefinite.
 
     Notes
     -----
+    A thin layer over :func:`fastlr.linalg.weighted_low_rank`, which has the mathematics.
+
     The minimiser is W' = U Uᵀ W with U the leading eigenvectors of C = W G Wᵀ, and the error is the
     sum of the eigenvalues left out: principal components of the layer's output [1]_, the same
     optimum that whitening by a Cholesky factor of G gives [2]_, without the factor and without an
-    inverse. Where o > i the same U comes from the i × i eigenproblem of (W R)ᵀ W R with G = R Rᵀ,
-    R from the eigenvalues of G above i·u·λmax. Directions below the rounding level of C
-    (max(o, i)·u·λmax) carry no energy that could be told from zero; they are ranked by ‖uᵀW‖, so
-    that W' → W on all inputs as r grows. All in float64: 2·o·i·(o + i) flops and one eigenproblem
-    of size o where o ≤ i; two of size i (one shared by the layers that read the same input) where
-    o > i.
+    inverse. Where o > i the same U comes from an i × i eigenproblem and the eigenvalues of G, which
+    are shared by the layers that read the same input. Directions below the rounding level of C
+    carry no energy that could be told from zero; they are ranked by ‖uᵀW‖, so that W' → W on all
+    inputs as r grows. All in float64: 2·o·i·(o + i) flops and one eigenproblem of size min(o, i),
+    two where o > i.
 
     References
     ----------
@@ -140,26 +150,43 @@ def solve(weight: Tensor, gram: Gram | Tensor | None = None) -> Solution:
     """
     if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(f"solve: weight must be a non-empty matrix, got {tuple(weight.shape)}")
-    if gram is not None and not isinstance(gram, Gram):
-        gram = Gram(gram)
     dense = high_precision(weight)
-    if gram is not None and len(gram.matrix) != dense.shape[1]:
-        raise ValueError(
-            f"solve: gram must be {dense.shape[1]}×{dense.shape[1]} for a weight of shape "
-            f"{tuple(dense.shape)}, got {tuple(gram.matrix.shape)}"
-        )
+    rows, columns = dense.shape
+    inputs = _weight_of("gram", gram, columns, dense)
+    outputs = _weight_of("left", left, rows, dense)
     require_finite("solve: weight", dense)
-    if gram is not None:
-        require_finite("solve: gram", gram.matrix)
+    for name, side in (("gram", inputs), ("left", outputs)):
+        if side is not None:
+            require_finite(f"solve: {name}", side.matrix)
 
-    # Unit scale: no square of an entry can overflow, and powers of two round nothing.
-    scale = power_of_two_above(dense)
-    scaled = dense / scale
-    find = _from_outputs if dense.shape[0] <= dense.shape[1] else _from_inputs
-    basis, values, gram_scale = find(scaled, gram)
-    total = float(values.sum())
-    energies = values / total if total > 0 else torch.zeros_like(values)
-    return Solution(dense, basis, energies, total * gram_scale * scale * scale)
+    # Of the shorter side's weight the eigenvalues are needed, which layers share.
+    tall = rows > columns
+    basis, projected, values, _ = la.weighted_low_rank(
+        dense,
+        left=outputs and (outputs.unit if tall else outputs.eigen()),
+        right=inputs and (inputs.eigen() if tall else inputs.unit),
+    )
+    largest = float(values[0])
+    squares = (values / largest).square() if largest > 0 else values
+    share = float(squares.sum())
+    total = largest * largest * share
+    for side in (inputs, outputs):
+        if side is not None:
+            total *= side.scale
+    return Solution(dense, basis, projected, squares / share if share > 0 else squares, total)
+
+
+def _weight_of(name: str, given: Gram | Tensor | None, size: int, dense: Tensor) -> Gram | None:
+    """`given` as a Gram matrix that fits one side of the weight."""
+    if given is None:
+        return None
+    side = given if isinstance(given, Gram) else Gram(given)
+    if len(side.matrix) != size:
+        raise ValueError(
+            f"solve: {name} must be {size}×{size} for a weight of shape {tuple(dense.shape)}, "
+            f"got {tuple(side.matrix.shape)}"
+        )
+    return side
 
 
 def require_finite(what: str, matrix: Tensor) -> None:
@@ -170,64 +197,3 @@ def require_finite(what: str, matrix: Tensor) -> None:
     raise ValueError(
         f"{what} has the value {float(matrix[row, column])} at index ({row}, {column})"
     )
-
-
-def _from_outputs(weight: Tensor, gram: Gram | None) -> tuple[Tensor, Tensor, float]:
-    """Eigenvectors and eigenvalues of W G Wᵀ, descending, for o ≤ i."""
-    gram_scale = 1.0
-    if gram is None:
-        moment = weight @ weight.T
-    else:
-        gram_scale = gram.scale
-        moment = weight @ (gram.matrix / gram_scale) @ weight.T
-    values, basis = _descending_eigh(moment)
-    silent = _count_silent(values, weight)
-    if silent:
-        quiet = basis[:, -silent:]
-        projected = quiet.T @ weight
-        _, rotation = _descending_eigh(projected @ projected.T)
-        basis = torch.cat((basis[:, :-silent], quiet @ rotation), 1)
-        values = torch.cat((values[:-silent], torch.zeros_like(values[-silent:])))
-    return basis, values, gram_scale
-
-
-def _from_inputs(weight: Tensor, gram: Gram | None) -> tuple[Tensor, Tensor, float]:
-    """The same through the i × i problem, for o > i."""
-    gram_scale, outputs = 1.0, weight
-    if gram is not None:
-        gram_scale = gram.scale
-        outputs = weight @ _root(gram)
-    size = weight.shape[1]
-    values, right = _descending_eigh(outputs.T @ outputs)
-    loud = len(values) - _count_silent(values, weight)
-    basis = weight.new_empty(weight.shape[0], 0)
-    if loud:
-        values, right = values[:loud], right[:, :loud]
-        basis = la.orthonormalize(outputs @ (right / values.sqrt()))
-    if loud < size:
-        remainder = weight - basis @ (basis.T @ weight)
-        strength, rotation = _descending_eigh(remainder.T @ remainder)
-        # Columns are brought to unit length, except where that would only blow up rounding errors.
-        floor = float(strength[0]) * _ROUNDOFF or 1.0
-        quiet = remainder @ (rotation / strength.clamp(min=floor).sqrt())[:, : size - loud]
-        basis = la.orthonormalize(torch.cat((basis, quiet), 1))
-        values = torch.cat((values[:loud], values.new_zeros(size - loud)))
-    return basis, values, gram_scale
-
-
-def _root(gram: Gram) -> Tensor:
-    """R with R Rᵀ = G / scale on the directions above rounding level, i × k."""
-    values, vectors = gram.eigen()
-    keep = values > values[-1] * len(values) * _ROUNDOFF
-    return vectors[:, keep] * values[keep].sqrt()
-
-
-def _count_silent(values: Tensor, weight: Tensor) -> int:
-    """How many of the descending eigenvalues cannot be told from zero."""
-    level = values[:1].clamp(min=0) * max(weight.shape) * _ROUNDOFF
-    return int((values <= level).sum())
-
-
-def _descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return values.flip(0).clamp(min=0), vectors.flip(1)

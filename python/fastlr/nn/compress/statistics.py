@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compress.blocks import BlockStack, BlockWalk
@@ -36,6 +37,11 @@ class Statistics:
     tokens : int
         How many tokens went through the model.
     seconds : float
+    gradients : dict
+        Layer name → :class:`Gram` of the gradients of the model's loss at the layer's output; empty
+        where no method that was asked for needs them.
+    batches : list of Batch
+        The tokens themselves: some are used again to measure predicted losses, and to heal.
 
     Examples
     --------
@@ -49,15 +55,18 @@ class Statistics:
     grams: Grams
     tokens: int
     seconds: float = 0.0
+    gradients: Grams = field(default_factory=dict)
+    batches: list[Batch] = field(default_factory=list)
 
     def nbytes(self) -> int:
         """Bytes of the distinct Gram matrices."""
-        distinct = {id(gram): gram.matrix for gram in self.grams.values()}
+        grams = [*self.grams.values(), *self.gradients.values()]
+        distinct = {id(gram): gram.matrix for gram in grams}
         return sum(matrix.numel() * matrix.element_size() for matrix in distinct.values())
 
 
 @dataclass
-class _Collector:
+class InputCollector:
     """Sums the moments of the inputs of some layers, those with a common input together.
 
     Layers share an input where the very same tensor enters them; no name is looked at.
@@ -67,6 +76,7 @@ class _Collector:
     sums: dict[tuple[str, ...], Gram] = field(default_factory=dict)
     _seen: list[tuple[Tensor, int, list[str], Gram]] = field(default_factory=list)
     _keep: Tensor | None = None
+    _finished: int = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -85,14 +95,23 @@ class _Collector:
         self._keep = None if mask is None or bool((mask != 0).all()) else mask != 0
 
     def finish(self) -> None:
-        """After a batch: now it is known which layers had an input in common."""
+        """After a batch: now it is known which layers had an input in common.
+
+        ValueError names the batch, by its number from 0, whose inputs are not finite.
+        """
         for _, _, names, gram in self._seen:
+            if not bool(torch.isfinite(gram.matrix.diagonal()).all()):
+                raise ValueError(
+                    f"calibration: batch {self._finished} (counted from 0) makes inputs of layer "
+                    f"{names[0]!r} that are not finite; nothing was changed"
+                )
             key = tuple(names)
             if key in self.sums:
                 self.sums[key].add(gram)
             else:
                 self.sums[key] = gram
         self._seen.clear()
+        self._finished += 1
 
     def grams(self) -> Grams:
         """The sum for each layer that was ever called."""
@@ -100,7 +119,7 @@ class _Collector:
         for names, gram in self.sums.items():
             for name in names:
                 if name in found:
-                    total = Gram(found[name].matrix.clone(), found[name].tokens)
+                    total = found[name].copy()
                     total.add(gram)
                     found[name] = total
                 else:
@@ -144,11 +163,11 @@ def walk_statistics(
     walk = BlockWalk(model, stack, batches, bar.step)
     bar.stage("Blocks", len(stack.blocks) * len(batches) + steps_between)
     for index, block_layers in enumerate(targets):
-        collector = _Collector(block_layers)
+        collector = InputCollector(block_layers)
         label = f"block {index + 1}/{len(targets)} · inputs"
         collector.begin(batches[0].attention_mask)
 
-        def after(number: int, collector: _Collector = collector, label: str = label) -> None:
+        def after(number: int, collector: InputCollector = collector, label: str = label) -> None:
             collector.finish()
             if number + 1 < len(batches):
                 collector.begin(batches[number + 1].attention_mask)
@@ -172,7 +191,7 @@ def collect_statistics(
     for block in walk_statistics(model, stack, targets, batches, bar):
         grams.update(block)
     tokens = sum(batch.tokens() for batch in batches)
-    return Statistics(grams, tokens, time.perf_counter() - start)
+    return Statistics(grams, tokens, time.perf_counter() - start, batches=list(batches))
 
 
 def _same_tensor(first: Tensor, second: Tensor) -> bool:

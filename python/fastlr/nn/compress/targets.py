@@ -9,7 +9,7 @@ from torch import nn
 
 from fastlr.nn.compress.blocks import BlockStack
 from fastlr.nn.compress.solver import require_finite
-from fastlr.nn.modules.base import FactoredLinear
+from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.dense import dense_weight, is_dense_linear
 
 
@@ -69,7 +69,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def require_dense(model: nn.Module) -> None:
     """Raise ValueError if fastlr has compressed the model before."""
     for name, module in model.named_modules():
-        if isinstance(module, FactoredLinear):
+        if isinstance(module, CompressedLinear):
             raise ValueError(
                 f"model is compressed already: layer {name!r} is a {type(module).__name__}; "
                 "compress the dense model instead"

@@ -212,7 +212,14 @@ class SparseLinear(CompressedLinear):
         The mask's o·⌈i/8⌉ bytes count as if numbers of the layer's dtype were stored in them,
         rounded up. The bias is not counted.
         """
-        return self.nonzeros + -(-self.mask.numel() // self.values.element_size())
+        return self.nonzeros + self.mask_numbers(
+            self.out_features, self.in_features, self.values.dtype
+        )
+
+    @staticmethod
+    def mask_numbers(out_features: int, in_features: int, dtype: torch.dtype) -> int:
+        """How many numbers of `dtype` the mask of such a layer takes up."""
+        return -(-out_features * -(-in_features // 8) // dtype.itemsize)
 
     def damage(self) -> str | None:
         if self.mask.is_meta:

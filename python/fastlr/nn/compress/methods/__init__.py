@@ -1,42 +1,128 @@
-"""The ways to weigh a layer's error, by name."""
+"""The ways to compress a layer, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
-from fastlr.nn.compress.gram import Gram
-from fastlr.nn.compress.methods import svd, svd_llm
-from fastlr.nn.compress.solver import Solution
+from fastlr.nn.compress.forms import FORMS
+from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
+from fastlr.nn.compress.problem import Candidates, LayerProblem
+
+LOW_RANK_FORMS = tuple(FORMS)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A front end of the solver.
+    """A way to compress one linear layer.
 
     Attributes
     ----------
-    factor : callable
-        From a weight and its inputs' Gram matrix (or None) to a :class:`Solution`.
-    calibrated : bool
-        Whether the factors depend on the Gram matrix.
+    prepare : callable
+        (problem, form, rank multiple) → :class:`Candidates`.
+    inputs, gradients : bool
+        Whether it needs the moments of the layers' inputs, and of the loss's gradients at their
+        outputs (one backward pass).
+    predicts_loss : bool
+        Whether half of its errors are increases of the model's mean loss, in nats a token.
+    forms : tuple of str
+        How its weights can be stored; the first one is the default.
+    allocation : str
+        How it shares the budget between the layers unless told otherwise.
+
+    Examples
+    --------
+    >>> from fastlr.nn.compress.methods import method_named
+    >>> method_named("two_sided").forms
+    ('interpolative', 'factored', 'dense')
     """
 
-    factor: Callable[[Tensor, Gram | None], Solution]
-    calibrated: bool
+    prepare: Callable[[LayerProblem, str, int], Candidates]
+    inputs: bool = False
+    gradients: bool = False
+    predicts_loss: bool = False
+    forms: tuple[str, ...] = LOW_RANK_FORMS
+    allocation: str = "uniform"
 
 
 METHODS: dict[str, Method] = {
-    "svd": Method(svd.factor, calibrated=False),
-    "svd_llm": Method(svd_llm.factor, calibrated=True),
+    "svd": Method(svd.prepare),
+    # The same closed form has been published under two names.
+    "afm": Method(afm.prepare, inputs=True),
+    "lord": Method(afm.prepare, inputs=True),
+    "welore": Method(svd.prepare, allocation="welore"),
+    "fwsvd": Method(fwsvd.prepare, gradients=True),
+    "asvd": Method(asvd.prepare, inputs=True),
+    "svd_llm": Method(svd_llm.prepare, inputs=True),
+    "two_sided": Method(
+        two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
+    ),
+    "sparse": Method(
+        sparse.prepare,
+        inputs=True,
+        gradients=True,
+        predicts_loss=True,
+        forms=("sparse",),
+        allocation="loss",
+    ),
 }
+# The least share of the budget that must be left for values where each entry has a bit in a mask.
+_FOR_VALUES = 0.75
 
 
 def method_named(name: str) -> Method:
-    """The method called `name`; ValueError, with the list of names, when there is none."""
+    """The method called `name`.
+
+    Raises
+    ------
+    ValueError
+        With the list of names, when there is none.
+    """
     if name not in METHODS:
-        known = ", ".join(sorted(METHODS))
+        known = ", ".join(["auto", *sorted(METHODS)])
         raise ValueError(f"method must be one of {known}, got {name!r}")
     return METHODS[name]
+
+
+def default_method(ratio: float, dtype: torch.dtype) -> str:
+    """What "auto" stands for: "sparse", unless masks would take up a quarter of what is left.
+
+    They are 1/32 of the dense numbers in float32 and 1/16 in half types, so that "two_sided" takes
+    over above a ratio of 0.875 or 0.75.
+    """
+    masks = 1 / (8 * dtype.itemsize)
+    return "sparse" if masks <= (1 - _FOR_VALUES) * (1 - ratio) else "two_sided"
+
+
+def register_method(name: str, method: Method) -> None:
+    """Make a method of your own known to :func:`fastlr.nn.compress_llm`.
+
+    Parameters
+    ----------
+    name : str
+        What to pass as ``method=``.
+    method : Method
+
+    Raises
+    ------
+    ValueError
+        If there is a method of that name already.
+
+    Examples
+    --------
+    Rows of the weight scaled to length one before its singular values are taken:
+
+    >>> import torch
+    >>> from fastlr.nn.compress import Method, register_method
+    >>> from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+    >>> def prepare(problem, form, multiple):
+    ...     lengths = problem.weight.norm(dim=1)
+    ...     left = torch.diag(lengths**-2)
+    ...     return low_rank_candidates(problem, form, left=left, multiple=multiple)
+    >>> register_method("unit_rows", Method(prepare))
+    """
+    if name in METHODS or name == "auto":
+        raise ValueError(f"register_method: name {name!r} is taken")
+    METHODS[name] = method

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fastlr.nn.compress.gram import Gram
-from fastlr.nn.compress.solver import Solution, solve
+from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+from fastlr.nn.compress.problem import Candidates, LayerProblem
 
 
-def factor(weight: Tensor, gram: Gram | None) -> Solution:
-    """Minimise ‖W − W'‖; `gram` is not used."""
-    return solve(weight)
+def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
+    """Minimise ‖W − W'‖."""
+    return low_rank_candidates(problem, form, multiple=multiple)

@@ -6,12 +6,16 @@ large language model compression", ICLR 2025.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fastlr.nn.compress.gram import Gram
-from fastlr.nn.compress.solver import Solution, solve
+from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+from fastlr.nn.compress.problem import Candidates, LayerProblem
 
 
-def factor(weight: Tensor, gram: Gram | None) -> Solution:
-    """Minimise ‖(W − W')X‖ with X Xᵀ = `gram`; plain singular values where `gram` is None."""
-    return solve(weight, gram)
+def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
+    """Minimise ‖(W − W')X‖; without inputs, ‖W − W'‖."""
+    return low_rank_candidates(
+        problem,
+        form,
+        right=problem.inputs,
+        multiple=multiple,
+        compared=problem.inputs is not None,
+    )

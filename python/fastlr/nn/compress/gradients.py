@@ -1,0 +1,140 @@
+"""Second moments of the gradients at the outputs of a model's layers, by one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.statistics import Grams, InputCollector, Statistics
+from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# More at once would only enlarge the logits, vocabulary × tokens numbers.
+_TOKENS_AT_ONCE = 1024
+
+
+def collect_with_gradients(
+    model: PreTrainedModel,
+    targets: Sequence[Mapping[str, nn.Module]],
+    batches: Sequence[Batch],
+    bar: Progress,
+) -> Statistics:
+    """The Gram matrices of all target layers' inputs, and those of Σ g gᵀ at their outputs.
+
+    g is the gradient of the negative log-likelihood, summed over the predicted tokens, at an output
+    of the layer. The model must be in evaluation mode; no parameter gets a gradient.
+    """
+    layers = {name: module for block in targets for name, module in block.items()}
+    inputs, outputs = InputCollector(layers), _GradientCollector(layers)
+    parts = [part for batch in batches for part in split(batch)]
+    bar.stage("Inputs and gradients", len(parts))
+    with _only_activations(model), inputs.listening(), outputs.listening():
+        for number, part in enumerate(parts):
+            inputs.begin(part.attention_mask)
+            loss = negative_log_likelihood(model, part)
+            if not bool(torch.isfinite(loss)):
+                raise ValueError(
+                    f"calibration: the loss of sequences {number_of(parts, number)} is "
+                    f"{loss.item()}, not finite; nothing was changed"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            inputs.finish()
+            bar.step()
+    tokens = sum(batch.tokens() for batch in batches)
+    return Statistics(inputs.grams(), tokens, gradients=outputs.grams, batches=list(batches))
+
+
+def negative_log_likelihood(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The sum over all predicted tokens of a batch that count."""
+    device = embedding_weight(model).device
+    ids = batch.input_ids.to(device)
+    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    wanted = ids[:, 1:]
+    if mask is not None:
+        # Position t predicts token t + 1: both must count.
+        wanted = wanted.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
+    # Half types would round the sum away.
+    predicted = logits[:, :-1].flatten(0, 1)
+    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+    return F.cross_entropy(predicted, wanted.flatten(), reduction="sum")
+
+
+def number_of(parts: Sequence[Batch], index: int) -> str:
+    """Which sequences of the calibration a part holds, counted from 0: "3" or "4 to 7"."""
+    first = sum(len(part.input_ids) for part in parts[:index])
+    last = first + len(parts[index].input_ids) - 1
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def split(batch: Batch) -> Iterator[Batch]:
+    """The sequences of a batch, some 1024 tokens of them at a time."""
+    count = max(1, _TOKENS_AT_ONCE // batch.input_ids.shape[1])
+    for start in range(0, len(batch.input_ids), count):
+        rows = slice(start, start + count)
+        mask = batch.attention_mask
+        yield Batch(batch.input_ids[rows], None if mask is None else mask[rows])
+
+
+class _GradientCollector:
+    """Sums g gᵀ at the outputs of some layers."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.grams: Grams = {}
+        self._layers = layers
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handles = []
+        try:
+            for name, module in self._layers.items():
+                handles.append(module.register_forward_hook(self._listener(name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _listener(self, name: str) -> Any:
+        def add(gradient: Tensor) -> None:
+            gram = Gram.of(gradient, exact=False)
+            if name in self.grams:
+                self.grams[name].add(gram)
+            else:
+                self.grams[name] = gram
+
+        def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return listen
+
+
+@contextmanager
+def _only_activations(model: PreTrainedModel) -> Iterator[None]:
+    """Gradients flow to the embedded tokens, and to no parameter."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def track(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.detach().requires_grad_(True)
+
+    embedding: nn.Module = model.get_input_embeddings()
+    handle = embedding.register_forward_hook(track)
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
+        for parameter in wanted:
+            parameter.requires_grad_(True)

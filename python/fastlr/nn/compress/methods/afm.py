@@ -1,0 +1,63 @@
+"""Principal components of the layer's outputs about their mean; the bias takes up the rest.
+
+H. Yu, J. Wu, "Compressing transformers: features are low-rank, but weights are not!", AAAI 2023
+(atomic feature mimicking); the same closed form is that of A. Kaushal, T. Vaidhya, I. Rish, "LORD:
+Low rank decomposition of monolingual code LLMs for one-shot compression", arXiv:2309.14021, 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.dense import dense_bias
+
+
+def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
+    """Minimise the covariance of (W − W')x; b' = b + (W − W')·mean of x.
+
+    A layer without a bias gets one, and its o numbers are charged.
+    """
+    inputs = problem.inputs
+    if inputs is None or inputs.total is None or not inputs.tokens:
+        return low_rank_candidates(problem, form, multiple=multiple, compared=False)
+    mean = inputs.total / inputs.tokens
+    covariance = Gram(inputs.matrix / inputs.tokens - torch.outer(mean, mean), inputs.tokens)
+    candidates = low_rank_candidates(problem, form, right=covariance, multiple=multiple)
+    new_bias = 0 if dense_bias(problem.linear) is not None else problem.shape[0]
+
+    def build(index: int) -> nn.Module | None:
+        module = candidates.build(index)
+        if not isinstance(module, CompressedLinear):
+            return module
+        correction = (problem.weight - module.compose()) @ mean
+        return with_bias_added(module, correction)
+
+    sizes = candidates.sizes.clone()
+    sizes[:-1] += new_bias
+    kept = sizes < problem.entries
+    kept[-1] = True
+    return Candidates(
+        sizes[kept],
+        candidates.errors[kept],
+        candidates.total,
+        lambda index: build(int(kept.nonzero()[index])),
+        candidates.spectrum,
+        None if candidates.ranks is None else candidates.ranks[kept],
+    )
+
+
+def with_bias_added(module: CompressedLinear, correction: Tensor) -> CompressedLinear:
+    """`module` with `correction` added to its bias, or as its bias."""
+    dtype, device = module.weight.dtype, module.weight.device
+    correction = correction.to(device=device, dtype=dtype)
+    with torch.no_grad():
+        if module.bias is None:
+            module.bias = nn.Parameter(correction.clone())
+        else:
+            module.bias.add_(correction)
+    return module

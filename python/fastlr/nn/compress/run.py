@@ -1,0 +1,339 @@
+"""One compression under way: from the statistics to the new layers and their reports."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.nn.compress.allocation import ALLOCATIONS, Budget, allocate
+from fastlr.nn.compress.blocks import BlockStack
+from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.compress.gradients import collect_with_gradients
+from fastlr.nn.compress.gram import Gram
+from fastlr.nn.compress.heal import HealReport, Student, heal
+from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
+from fastlr.nn.compress.methods import Method, default_method, method_named
+from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.compress.report import LEFT_DENSE, NEVER_CALLED, LayerReport
+from fastlr.nn.compress.solver import require_finite
+from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
+from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.dense import dense_weight, high_precision
+from fastlr.nn.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What rounding to whole ranks may add.
+_EXCESS = 1e-3
+
+Blocks = Sequence[Mapping[str, nn.Module]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for, once it is checked."""
+
+    name: str
+    method: Method
+    form: str
+    allocation: str | Mapping[str, float]
+    ratio: float
+    cap: float | None
+    multiple: int
+
+    @classmethod
+    def of(
+        cls,
+        ratio: float,
+        method: str,
+        form: str | None,
+        allocation: str | Mapping[str, float] | None,
+        cap: float | None,
+        multiple: int,
+        dtype: torch.dtype,
+    ) -> Settings:
+        """Raise ValueError for what is unknown, out of range, or does not go together."""
+        if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+            raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
+        name = default_method(ratio, dtype) if method == "auto" else method
+        chosen = method_named(name)
+        stored = chosen.forms[0] if form is None else form
+        if stored not in chosen.forms:
+            raise ValueError(
+                f"form must be one of {', '.join(sorted(chosen.forms))} for method={name!r}, "
+                f"got {form!r}"
+            )
+        shared = chosen.allocation if allocation is None else allocation
+        if not isinstance(shared, Mapping) and shared not in ALLOCATIONS:
+            raise ValueError(
+                f"allocation must be one of {', '.join(sorted(ALLOCATIONS))} or a mapping from "
+                f"layers to shares, got {allocation!r}"
+            )
+        if shared == "loss" and not chosen.predicts_loss:
+            raise ValueError(
+                'allocation="loss" needs a method whose errors predict the loss (two_sided, '
+                f"sparse), got method={name!r}"
+            )
+        if not isinstance(multiple, int) or multiple < 1:
+            raise ValueError(f"rank_multiple must be a positive integer, got {multiple!r}")
+        if multiple > 1 and "interpolative" not in chosen.forms:
+            raise ValueError(f"rank_multiple needs a low-rank method, got method={name!r}")
+        if cap is not None and not ratio <= cap <= 1:
+            raise ValueError(f"max_layer_ratio must be between ratio = {ratio} and 1, got {cap}")
+        return cls(name, chosen, stored, shared, float(ratio), cap, multiple)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything has to be run through the model."""
+        return self.method.inputs or self.method.gradients
+
+    @property
+    def block_by_block(self) -> bool:
+        """Whether a block can be compressed before the next one's statistics are there."""
+        return not self.method.gradients and self.allocation == "uniform"
+
+
+@dataclass
+class CompressionRun:
+    """What has been computed so far; the model is not changed."""
+
+    settings: Settings
+    replacements: dict[str, nn.Module] = field(default_factory=dict)
+    reports: list[LayerReport] = field(default_factory=list)
+    predictions: list[LossPrediction] = field(default_factory=list)
+    tokens: int = 0
+    batches: list[Batch] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {
+            "calibration": 0.0,
+            "statistics": 0.0,
+            "measuring": 0.0,
+            "factorization": 0.0,
+        }
+    )
+
+    def from_batches(
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Blocks,
+        batches: Sequence[Batch],
+        bar: Progress,
+    ) -> None:
+        """Calibrate and compress, block by block where that is possible."""
+        start = time.perf_counter()
+        if not self.settings.block_by_block:
+            statistics = collect(
+                model, stack, blocks, batches, bar, gradients=self.settings.method.gradients
+            )
+            self.seconds["statistics"] = time.perf_counter() - start
+            self.from_statistics(model, blocks, statistics, bar)
+            return
+        self.batches = list(batches)
+        self.tokens = sum(batch.tokens() for batch in batches)
+        count = sum(len(block) for block in blocks)
+        source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
+        for layers, grams in zip(blocks, source, strict=True):
+            began = time.perf_counter()
+            for problem in _problems(layers, grams, {}, calibrated=True):
+                bar.step(problem.name)
+                candidates = {problem.name: self._prepare(problem)}
+                chosen = self._allocate([problem], candidates, {})
+                self._build(problem, candidates[problem.name], chosen[problem.name])
+            self.seconds["factorization"] += time.perf_counter() - began
+        spent = time.perf_counter() - start
+        self.seconds["statistics"] = spent - self.seconds["factorization"]
+
+    def from_statistics(
+        self, model: PreTrainedModel, blocks: Blocks, statistics: Statistics | None, bar: Progress
+    ) -> None:
+        """Prepare all layers, share the budget between them, and build them."""
+        start = time.perf_counter()
+        calibrated = statistics is not None
+        statistics = statistics or Statistics({}, 0)
+        self.tokens, self.batches = statistics.tokens, statistics.batches
+        if calibrated and self.settings.method.gradients and not statistics.gradients:
+            raise ValueError(
+                f"calibration: these statistics hold no gradients, which method="
+                f"{self.settings.name!r} needs; make them with calibrate(..., gradients=True)"
+            )
+        layers = {name: module for block in blocks for name, module in block.items()}
+        problems = _problems(layers, statistics.grams, statistics.gradients, calibrated)
+        bar.stage("Layers prepared", len(problems))
+        candidates = {}
+        for problem in problems:
+            bar.step(problem.name)
+            candidates[problem.name] = self._prepare(problem)
+        factors: dict[str, float] = {}
+        if self.settings.allocation == "loss" and statistics.batches:
+            began = time.perf_counter()
+            budget = self._budget(problems, candidates, {})
+            self.predictions = measure_layers(model, budget, statistics.batches, bar)
+            factors = factors_of(self.predictions, candidates)
+            self.seconds["measuring"] = time.perf_counter() - began
+        chosen = self._allocate(problems, candidates, factors)
+        bar.stage("Layers built", len(problems))
+        for problem in problems:
+            bar.step(problem.name)
+            # Popped: what a candidate needs is freed once its layer is there.
+            self._build(problem, candidates.pop(problem.name), chosen[problem.name])
+        spent = time.perf_counter() - start
+        self.seconds["factorization"] = spent - self.seconds["measuring"]
+
+    def heal(
+        self, model: PreTrainedModel, steps: int, *, seed: int, bar: Progress
+    ) -> tuple[Student, HealReport]:
+        """Train the new layers, and a copy of the model's norms, to do what the model does."""
+        if not self.batches:
+            raise ValueError("heal_steps: there is no calibration text to train on")
+        start = time.perf_counter()
+        student = Student(model, self.replacements)
+        report = heal(model, student, self.batches, steps, seed=seed, bar=bar)
+        self.seconds["healing"] = time.perf_counter() - start
+        return student, report
+
+    def _prepare(self, problem: LayerProblem) -> Candidates:
+        return self.settings.method.prepare(problem, self.settings.form, self.settings.multiple)
+
+    def _budget(
+        self,
+        problems: Sequence[LayerProblem],
+        candidates: Mapping[str, Candidates],
+        factors: Mapping[str, float],
+    ) -> Budget:
+        dense = {problem.name: problem.entries for problem in problems}
+        return Budget(candidates, dense, self.settings.ratio, factors)
+
+    def _allocate(
+        self,
+        problems: Sequence[LayerProblem],
+        candidates: Mapping[str, Candidates],
+        factors: Mapping[str, float],
+    ) -> dict[str, int]:
+        budget = self._budget(problems, candidates, factors)
+        return allocate(budget, self.settings.allocation, cap=self.settings.cap)
+
+    def warn_of_excess(self) -> None:
+        """Say so where more is stored than was asked for."""
+        before = sum(report.parameters_before for report in self.reports)
+        after = sum(report.parameters_after for report in self.reports)
+        if after > before * (1 - self.settings.ratio) * (1 + _EXCESS):
+            warnings.warn(
+                f"compress_llm: ratio={self.settings.ratio} is not reached: method "
+                f"{self.settings.name!r} takes {after / before:.1%} of the numbers",
+                stacklevel=3,
+            )
+
+    def _build(self, problem: LayerProblem, candidates: Candidates, index: int) -> None:
+        module = candidates.build(index)
+        if module is not None:
+            wanted = any(p.requires_grad for p in problem.linear.parameters())
+            module.requires_grad_(wanted)
+            self.replacements[problem.name] = module
+        self.reports.append(_report(problem, candidates, index, module, self.settings))
+
+
+def collect(
+    model: PreTrainedModel,
+    stack: BlockStack,
+    blocks: Blocks,
+    batches: Sequence[Batch],
+    bar: Progress,
+    *,
+    gradients: bool,
+) -> Statistics:
+    """The statistics of all layers, with the gradients at their outputs or without."""
+    if gradients:
+        return collect_with_gradients(model, blocks, batches, bar)
+    return collect_statistics(model, stack, blocks, batches, bar)
+
+
+def _problems(
+    layers: Mapping[str, nn.Module], grams: Grams, gradients: Grams, calibrated: bool
+) -> list[LayerProblem]:
+    found = []
+    for name, module in layers.items():
+        gram = grams.get(name)
+        note = ""
+        if calibrated and gram is None:
+            note = NEVER_CALLED
+            warnings.warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", stacklevel=5)
+        if gram is not None:
+            require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
+        found.append(LayerProblem(name, module, gram, gradients.get(name), note=note))
+    return found
+
+
+def _report(
+    problem: LayerProblem,
+    candidates: Candidates,
+    index: int,
+    module: nn.Module | None,
+    settings: Settings,
+) -> LayerReport:
+    weight = dense_weight(problem.linear)
+    size = weight.numel() * weight.element_size()
+    spectrum = candidates.spectrum
+    rank = None if candidates.ranks is None else int(candidates.ranks[index])
+    notes = [problem.note] if problem.note else []
+    kept = (weight.numel(), size)
+    output_error = weight_error = 0.0
+    if module is None:
+        notes.append(LEFT_DENSE)
+    else:
+        composed = composed_weight(module)
+        kept = weight_size(module)
+        weight_error = relative_error(weight, composed, None)
+        if problem.inputs is not None:
+            output_error = relative_error(weight, composed, problem.inputs)
+    total = candidates.total if candidates.total > 0 else 1.0
+    return LayerReport(
+        name=problem.name,
+        shape=problem.shape,
+        rank=rank,
+        form="dense" if module is None else settings.form,
+        side=getattr(module, "side", None),
+        parameters_before=weight.numel(),
+        parameters_after=kept[0],
+        bytes_before=size,
+        bytes_after=kept[1],
+        predicted_error=float(candidates.relative_errors[index]),
+        output_error=None if problem.inputs is None else output_error,
+        weight_error=weight_error,
+        note="; ".join(notes),
+        spectrum=[] if spectrum is None else (spectrum / total).tolist(),
+    )
+
+
+def composed_weight(module: nn.Module) -> Tensor:
+    """The weight that a new layer stands for, o × i, float64."""
+    if isinstance(module, CompressedLinear):
+        return module.compose()
+    return high_precision(dense_weight(module))
+
+
+def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:
+    """tr(Δ G Δᵀ) / tr(W G Wᵀ) with Δ the difference, in float64; 0 / 0 is 0."""
+    exact = high_precision(weight)
+    difference = exact - approximation.to(exact.device)
+    lost, whole = (
+        float((m if gram is None else m @ gram.matrix).mul(m).sum()) for m in (difference, exact)
+    )
+    if whole <= 0:
+        return 0.0 if lost <= 0 else float("inf")
+    return max(lost, 0.0) / whole
+
+
+def weight_size(module: nn.Module) -> tuple[int, int]:
+    """Numbers and bytes that stand for the weight."""
+    if isinstance(module, CompressedLinear):
+        return module.weight_parameters(), module.weight_bytes()
+    weight = dense_weight(module)
+    return weight.numel(), weight.numel() * weight.element_size()

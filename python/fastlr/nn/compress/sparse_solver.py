@@ -1,0 +1,111 @@
+"""The best weight with given zeros, and where the zeros should be, in a two-sided norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The decrease of the error, relative to what is left of it, at which a step is the last.
+_WORTHWHILE = 0.01
+
+
+def inverse_diagonal(matrix: Tensor | None, size: int) -> Tensor:
+    """The diagonal of the inverse of a positive definite matrix (None: the identity), float64.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If the matrix is not positive definite.
+    """
+    if matrix is None:
+        return torch.ones(size, dtype=torch.float64)
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix)).diagonal()
+
+
+def saliency(weight: Tensor, left_inverse: Tensor, right_inverse: Tensor) -> Tensor:
+    """What it costs to make each entry of `weight` alone zero, the others making up for it.
+
+    w² / ([H⁻¹]_oo [G⁻¹]_ii), the least tr(H Δ G Δᵀ) with Δ_oi = w, from the diagonals of the
+    inverses [1]_.
+
+    References
+    ----------
+    .. [1] B. Hassibi, D. G. Stork, "Second order derivatives for network pruning: Optimal brain
+       surgeon", NIPS 1992.
+    """
+    left_inverse, right_inverse = left_inverse.to(weight.device), right_inverse.to(weight.device)
+    return weight.square() / (left_inverse[:, None] * right_inverse[None, :])
+
+
+def fit_on_mask(
+    target: Tensor, mask: Tensor, left: Tensor | None, right: Tensor | None, *, most: int = 12
+) -> Tensor:
+    """The matrix W', zero outside of `mask`, with nearly the least tr(H (W − W') G (W − W')ᵀ).
+
+    Parameters
+    ----------
+    target : Tensor of shape (o, i)
+        W, of the dtype in which all is computed.
+    mask : Tensor of shape (o, i), bool
+    left, right : Tensor of shape (o, o) and (i, i), optional
+        H and G, positive definite; None stands for the identity.
+    most : int
+        The most iterations.
+
+    Returns
+    -------
+    Tensor of shape (o, i)
+
+    Notes
+    -----
+    Conjugate gradients on the entries that are kept, from W there, with rows and columns scaled so
+    that H and G have diagonals of ones: every iteration takes 2·o·i·(o + i) flops and lowers the
+    error. They end where one of them lowers it by less than 1 %: what is left then are directions
+    that hardly count.
+    """
+    kept = mask.to(target.dtype)
+    if left is None and right is None:
+        return target * kept
+    left, rows = _unit_diagonal(left, target.shape[0], target)
+    right, columns = _unit_diagonal(right, target.shape[1], target)
+    scales = rows[:, None] * columns[None, :]
+
+    def curvature(matrix: Tensor) -> Tensor:
+        product = matrix if left is None else left @ matrix
+        return product if right is None else product @ right
+
+    # Of the scaled weight what is missing, and of the scaled W' what is added to W on the mask.
+    missing = target * scales * (1 - kept)
+    gradient = curvature(missing)
+    error = _dot(gradient, missing)
+    residual = gradient * kept
+    added = torch.zeros_like(residual)
+    direction = residual.clone()
+    square = _dot(residual, residual)
+    for _ in range(most):
+        image = curvature(direction).mul_(kept)
+        along = _dot(direction, image)
+        if not (square > 0 and along > 0):
+            break
+        step = square / along
+        added.add_(direction, alpha=step)
+        error -= step * square
+        if step * square < _WORTHWHILE * error:
+            break
+        residual.sub_(image, alpha=step)
+        following = _dot(residual, residual)
+        direction.mul_(following / square).add_(residual)
+        square = following
+    return target * kept + added / scales
+
+
+def _unit_diagonal(matrix: Tensor | None, size: int, like: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The matrix between the inverses of the roots of its diagonal, and these roots."""
+    if matrix is None:
+        return None, like.new_ones(size)
+    roots = matrix.diagonal().sqrt()
+    return matrix / torch.outer(roots, roots), roots
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float(torch.dot(first.flatten(), second.flatten()))
