@@ -258,24 +258,6 @@ struct Product {
   at::Tensor X, Y;
 };
 
-// Orthonormal to a few u from columns that are so to √u: X (3 I - G) / 2, G = XᴴX, a step of Newton and Schulz.
-// LAPACK's eigenvectors are orthonormal to 25 √k u. Nothing where the columns are further away.
-std::optional<at::Tensor> refined(const at::Tensor& X) {
-  auto G = at::mm(X.mH(), X);
-  G.diagonal().copy_(squared_magnitude(X).sum(0));  // long sums of positive terms: pairwise
-  const auto gap = at::eye(X.size(1), X.options()) - G;
-  const double distance = at::linalg_vector_norm(gap).item<double>();
-  if (!(distance * distance < kEpsilon)) return std::nullopt;
-  return at::addmm(X, X, gap, 1, 0.5);
-}
-
-// An orthonormal basis, the leading columns of which span the leading columns of Y.
-at::Tensor orthonormal(const at::Tensor& Y) {
-  if (const auto Q = refined(Y)) return *Q;
-  if (const auto Q = refined(stabilize(Y))) return *Q;
-  return orthonormalize(Y);
-}
-
 // W' = X Xᴴ W: where the rows have no weight. What the columns' weight does not see follows by plain size.
 Product projected_rows(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
@@ -285,7 +267,7 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
     const auto order = plain_directions(p, at::mm(quiet.mH(), p.W), rank - loud);
     X = at::cat({X, at::mm(quiet, order.U.narrow(1, 0, rank - loud))}, 1);
   }
-  X = refined(X).value_or(X);
+  X = polish(X);
   return {X, at::mm(X.mH(), p.W)};
 }
 
@@ -293,14 +275,14 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
 Product projected_columns(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
   const auto seen = weighted_rows(p, p.turned);
-  auto V = orthonormal(at::mm(seen.mH(), found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud)));
+  auto V = polish(at::mm(seen.mH(), found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud)));
   if (rank > loud) {
     const auto rest = at::addmm(p.W, at::mm(p.W, V), V.mH(), 1, -1);
     const auto order = plain_directions(p, rest, rank - loud);
     // To unit length, but where that would only magnify rounding.
     const double largest = order.S[0].item<double>();
     const auto lengths = order.S.narrow(0, 0, rank - loud).clamp_min(largest > 0 ? kEpsilon * largest : 1.0);
-    V = orthonormal(at::cat({V, at::mm(rest.mH(), order.U.narrow(1, 0, rank - loud) / lengths)}, 1));
+    V = polish(at::cat({V, at::mm(rest.mH(), order.U.narrow(1, 0, rank - loud) / lengths)}, 1));
   }
   return {at::mm(p.W, V), materialized_adjoint(V)};
 }
