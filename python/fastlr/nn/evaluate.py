@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -230,6 +230,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def training_only(model: nn.Module, chosen: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let only the `chosen` parameters of the model get gradients; afterwards, those as before."""
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, before in wanted.items():
+            parameter.requires_grad_(before)
 
 
 def float_max() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -44,6 +44,17 @@ class Batch:
         if self.attention_mask is None:
             return self.input_ids.numel()
         return int((self.attention_mask != 0).sum())
+
+    def rows(self, chosen: Tensor | slice) -> Batch:
+        """Some of the sequences."""
+        mask = self.attention_mask
+        return Batch(self.input_ids[chosen], None if mask is None else mask[chosen])
+
+    def parts(self, tokens: int = 1024) -> Iterator[Batch]:
+        """The sequences in order, some `tokens` tokens of them at a time, at least one sequence."""
+        count = max(1, tokens // self.input_ids.shape[1])
+        for start in range(0, len(self.input_ids), count):
+            yield self.rows(slice(start, start + count))
 
 
 def calibration_batches(
@@ -96,9 +107,7 @@ def calibration_batches(
 
 def in_batches(windows: Tensor) -> list[Batch]:
     """Rows of tokens in batches of about 2048 tokens."""
-    size = max(1, _TOKENS_A_BATCH // windows.shape[1])
-    rows = windows.to(torch.int64)
-    return [Batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return list(Batch(windows.to(torch.int64)).parts(_TOKENS_A_BATCH))
 
 
 def random_windows(tokens: Tensor, samples: int, seq_len: int, seed: int) -> Tensor:

@@ -15,14 +15,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """At every position, sequences × length × vocabulary; half types become float32."""
+    device = embedding_weight(model).device
+    mask = batch.attention_mask
+    logits: Tensor = model(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=None if mask is None else mask.to(device),
+        use_cache=False,
+    ).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Of every token at every position that counts, positions × vocabulary, float32 or wider."""
-    device = embedding_weight(model).device
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    ids = batch.input_ids.to(device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    rows = logits.flatten(0, 1) if mask is None else logits[mask != 0]
-    return F.log_softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)), -1)
+    logits, mask = logits_of(model, batch), batch.attention_mask
+    rows = logits.flatten(0, 1) if mask is None else logits[mask.to(logits.device) != 0]
+    return F.log_softmax(rows, -1)
+
+
+def divergence_from(expected: Tensor, found: Tensor) -> Tensor:
+    """The sum over positions of KL(expected ‖ found), in nats, of log-probabilities."""
+    return F.kl_div(found, expected, reduction="sum", log_target=True)
 
 
 def divergence_of(
@@ -34,5 +48,4 @@ def divergence_of(
     """
     with torch.no_grad():
         expected = log_probabilities(reference, batch)
-    found = log_probabilities(model, batch)
-    return F.kl_div(found, expected, reduction="sum", log_target=True), len(expected)
+    return divergence_from(expected, log_probabilities(model, batch)), len(expected)

@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.compress.divergence import logits_of
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.statistics import Grams, InputCollector, Statistics
-from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.evaluate import training_only
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# More at once would only enlarge the logits, vocabulary × tokens numbers.
-_TOKENS_AT_ONCE = 1024
 
 
 def collect_with_gradients(
@@ -36,7 +34,7 @@ def collect_with_gradients(
     """
     layers = {name: module for block in targets for name, module in block.items()}
     inputs, outputs = InputCollector(layers), _GradientCollector(layers)
-    parts = [part for batch in batches for part in split(batch)]
+    parts = [part for batch in batches for part in batch.parts()]
     bar.stage("Inputs and gradients", len(parts))
     with _only_activations(model), inputs.listening(), outputs.listening():
         for number, part in enumerate(parts):
@@ -56,18 +54,14 @@ def collect_with_gradients(
 
 def negative_log_likelihood(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The sum over all predicted tokens of a batch that count."""
-    device = embedding_weight(model).device
-    ids = batch.input_ids.to(device)
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    wanted = ids[:, 1:]
+    logits, mask = logits_of(model, batch), batch.attention_mask
+    wanted = batch.input_ids[:, 1:]
     if mask is not None:
         # Position t predicts token t + 1: both must count.
         wanted = wanted.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), -100)
-    # Half types would round the sum away.
-    predicted = logits[:, :-1].flatten(0, 1)
-    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
-    return F.cross_entropy(predicted, wanted.flatten(), reduction="sum")
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), wanted.flatten().to(logits.device), reduction="sum"
+    )
 
 
 def number_of(parts: Sequence[Batch], index: int) -> str:
@@ -75,15 +69,6 @@ def number_of(parts: Sequence[Batch], index: int) -> str:
     first = sum(len(part.input_ids) for part in parts[:index])
     last = first + len(parts[index].input_ids) - 1
     return str(first) if first == last else f"{first} to {last}"
-
-
-def split(batch: Batch) -> Iterator[Batch]:
-    """The sequences of a batch, some 1024 tokens of them at a time."""
-    count = max(1, _TOKENS_AT_ONCE // batch.input_ids.shape[1])
-    for start in range(0, len(batch.input_ids), count):
-        rows = slice(start, start + count)
-        mask = batch.attention_mask
-        yield Batch(batch.input_ids[rows], None if mask is None else mask[rows])
 
 
 class _GradientCollector:
@@ -122,7 +107,6 @@ class _GradientCollector:
 @contextmanager
 def _only_activations(model: PreTrainedModel) -> Iterator[None]:
     """Gradients flow to the embedded tokens, and to no parameter."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def track(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         return output.detach().requires_grad_(True)
@@ -130,11 +114,7 @@ def _only_activations(model: PreTrainedModel) -> Iterator[None]:
     embedding: nn.Module = model.get_input_embeddings()
     handle = embedding.register_forward_hook(track)
     try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with training_only(model, ()), torch.enable_grad():
             yield
     finally:
         handle.remove()
-        for parameter in wanted:
-            parameter.requires_grad_(True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.divergence import divergence_of
-from fastlr.nn.compress.gradients import split
+from fastlr.nn.evaluate import training_only
 from fastlr.nn.modules.dense import is_dense_linear
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
@@ -122,20 +122,12 @@ def heal(
         If there are fewer than two sequences.
     """
     training, validation = _divided(batches)
-    wanted = [p.requires_grad for p in student.trained]
-    # Frozen ones of the shared model must not get gradients.
-    frozen = [p for p in student.model.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    for parameter in student.trained:
-        parameter.requires_grad_(True)
     try:
-        return _Healing(model, student, training, validation, steps, seed, bar).run()
+        # What the student shares with the dense model must not get gradients.
+        with training_only(student.model, student.trained):
+            return _Healing(model, student, training, validation, steps, seed, bar).run()
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        for parameter, requires in zip(student.trained, wanted, strict=True):
-            parameter.requires_grad_(requires)
+        for parameter in student.trained:
             parameter.grad = None
 
 
@@ -256,11 +248,7 @@ def _divided(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
         chosen &= chosen.cumsum(0) <= max(enough, 0)
         judged += int(chosen.sum()) * batch.input_ids.shape[1]
         for part, rows in ((training, ~chosen), (validation, chosen)):
-            if bool(rows.any()):
-                mask = batch.attention_mask
-                part.extend(
-                    split(Batch(batch.input_ids[rows], None if mask is None else mask[rows]))
-                )
+            part.extend(batch.rows(rows).parts())
     return training, validation
 
 

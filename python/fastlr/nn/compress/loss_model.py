@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fastlr.nn.compress.allocation import Budget, by_type, uniform
 from fastlr.nn.compress.calibration import Batch
-from fastlr.nn.compress.divergence import log_probabilities
-from fastlr.nn.compress.gradients import split
+from fastlr.nn.compress.divergence import divergence_from, log_probabilities
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -62,11 +59,12 @@ def measure_layers(
 
     One forward pass over some 1024 tokens each; the model is as it was afterwards.
     """
-    part = next(split(batches[0]))
+    part = next(batches[0].parts())
     names = [name for group in by_type(budget.candidates).values() for name in _spread(group)]
     at_uniform = uniform(budget)
     bar.stage("Measuring predictions", len(names) + 1)
-    dense = _predictions(model, part)
+    with torch.no_grad():
+        dense = log_probabilities(model, part)
     bar.step()
     found = []
     for name in names:
@@ -76,11 +74,12 @@ def measure_layers(
             original = model.get_submodule(name)
             replace_modules(model, {name: replacement})
             try:
-                divergence = _divergence(dense, _predictions(model, part))
+                with torch.no_grad():
+                    divergence = divergence_from(dense, log_probabilities(model, part))
             finally:
                 replace_modules(model, {name: original})
             predicted = float(candidates.errors[index]) / 2
-            found.append(LossPrediction(name, predicted, divergence))
+            found.append(LossPrediction(name, predicted, float(divergence) / len(dense)))
         bar.step(name)
     return found
 
@@ -110,14 +109,3 @@ def _spread(names: Sequence[str]) -> list[str]:
     """Some of the names, at equal distances."""
     count = min(_LAYERS_OF_A_TYPE, len(names))
     return [names[(2 * k + 1) * len(names) // (2 * count)] for k in range(count)]
-
-
-def _predictions(model: PreTrainedModel, batch: Batch) -> Tensor:
-    with torch.no_grad():
-        return log_probabilities(model, batch)
-
-
-def _divergence(dense: Tensor, other: Tensor) -> float:
-    """The mean over positions of KL(dense ‖ other)."""
-    total = F.kl_div(other, dense, reduction="sum", log_target=True)
-    return float(total) / len(dense)
