@@ -141,11 +141,9 @@ def welore(budget: Budget) -> Choice:
             for name, c in budget.candidates.items()
         }
 
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _size(budget, at(middle)) <= budget.numbers else (middle, high)
-    return spend_rest(budget, at(high))
+    # The higher the threshold, the less is kept.
+    _, least = _bisected(lambda threshold: _size(budget, at(threshold)) <= budget.numbers, 1.0)
+    return spend_rest(budget, at(least))
 
 
 def knapsack(budget: Budget) -> Choice:
@@ -164,14 +162,8 @@ def knapsack(budget: Budget) -> Choice:
             for name, c in budget.candidates.items()
         }
 
-    low, high = 0.0, 1.0
-    while _least_size(capped(high)) > budget.numbers and high < 2**40:
-        low, high = high, 2 * high
-    for _ in range(30):
-        middle = (low + high) / 2
-        fits = _least_size(capped(middle)) <= budget.numbers
-        low, high = (low, middle) if fits else (middle, high)
-    kept = capped(1.1 * high)
+    _, least = _bisected(lambda alpha: _least_size(capped(alpha)) <= budget.numbers, 2.0**40)
+    kept = capped(1.1 * least)
     costs = {name: c.relative_errors for name, c in kept.items()}
     chosen = solve_knapsack(kept, costs, budget.numbers)
     return spend_rest(budget, _indices_in(budget.candidates, kept, chosen))
@@ -215,11 +207,8 @@ def allocate(
         If there is no allocation of that name, a share is not between 0 and 1, a pattern matches
         no layer, or the cap is below the share that is to be removed in all.
     """
+    check_allocation(allocation, budget.ratio, cap)
     if cap is not None:
-        if not budget.ratio <= cap <= 1:
-            raise ValueError(
-                f"max_layer_ratio must be between ratio = {budget.ratio} and 1, got {cap}"
-            )
         offered = {
             name: c.cut(budget.dense[name] * (1 - cap), math.inf)
             for name, c in budget.candidates.items()
@@ -228,11 +217,6 @@ def allocate(
         return _indices_in(budget.candidates, offered, chosen)
     if isinstance(allocation, Mapping):
         return _given(budget, allocation)
-    if allocation not in ALLOCATIONS:
-        raise ValueError(
-            f"allocation must be one of {', '.join(sorted(ALLOCATIONS))} or a mapping from layers "
-            f"to shares, got {allocation!r}"
-        )
     unknown = {name for name, c in budget.candidates.items() if not c.compared}
     if allocation == "uniform" or not unknown:
         return ALLOCATIONS[allocation](budget)
@@ -241,6 +225,19 @@ def allocate(
     if len(unknown) < len(budget.candidates):
         chosen.update(ALLOCATIONS[allocation](budget.without(unknown, chosen)))
     return chosen
+
+
+def check_allocation(
+    allocation: str | Mapping[str, float], ratio: float, cap: float | None
+) -> None:
+    """Raise ValueError for a name that is unknown, or a cap that leaves too much."""
+    if not isinstance(allocation, Mapping) and allocation not in ALLOCATIONS:
+        raise ValueError(
+            f"allocation must be one of {', '.join(sorted(ALLOCATIONS))} or a mapping from layers "
+            f"to shares, got {allocation!r}"
+        )
+    if cap is not None and not ratio <= cap <= 1:
+        raise ValueError(f"max_layer_ratio must be between ratio = {ratio} and 1, got {cap}")
 
 
 def solve_knapsack(
@@ -359,13 +356,22 @@ def _scaled_ranks(budget: Budget, wanted: Mapping[str, float]) -> Choice:
             for name, c in budget.candidates.items()
         }
 
-    low, high = 0.0, 1.0
-    while _size(budget, at(high)) <= budget.numbers and high < 2**20:
+    most, _ = _bisected(lambda factor: _size(budget, at(factor)) > budget.numbers, 2.0**20)
+    return spend_rest(budget, at(most))
+
+
+def _bisected(holds: Callable[[float], bool], limit: float) -> tuple[float, float]:
+    """The last number above 0 at which `holds` is false and the first at which it is true.
+
+    It must be true from some number on; numbers beyond `limit` are not tried.
+    """
+    low, high = 0.0, min(1.0, limit)
+    while high < limit and not holds(high):
         low, high = high, 2 * high
-    for _ in range(40):
+    for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if _size(budget, at(middle)) <= budget.numbers else (low, middle)
-    return spend_rest(budget, at(low))
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return low, high
 
 
 def _spectrum_of(name: str, candidates: Candidates, allocation: str) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -133,12 +133,10 @@ class Candidates:
         if not len(inside):
             inside = torch.tensor([self.within(most)])
         first, last = int(inside[0]), int(inside[-1]) + 1
-        return Candidates(
-            self.sizes[first:last],
-            self.errors[first:last],
-            self.total,
-            lambda index: self.build(first + index),
-            self.spectrum,
-            None if self.ranks is None else self.ranks[first:last],
-            self.compared,
+        return replace(
+            self,
+            sizes=self.sizes[first:last],
+            errors=self.errors[first:last],
+            build=lambda index: self.build(first + index),
+            ranks=None if self.ranks is None else self.ranks[first:last],
         )

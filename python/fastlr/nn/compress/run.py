@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn.compress.allocation import ALLOCATIONS, Budget, allocate
+from fastlr.nn.compress.allocation import Budget, allocate, check_allocation
 from fastlr.nn.compress.blocks import BlockStack
 from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.gradients import collect_with_gradients
@@ -71,11 +71,7 @@ class Settings:
                 f"got {form!r}"
             )
         shared = chosen.allocation if allocation is None else allocation
-        if not isinstance(shared, Mapping) and shared not in ALLOCATIONS:
-            raise ValueError(
-                f"allocation must be one of {', '.join(sorted(ALLOCATIONS))} or a mapping from "
-                f"layers to shares, got {allocation!r}"
-            )
+        check_allocation(shared, ratio, cap)
         if shared == "loss" and not chosen.predicts_loss:
             raise ValueError(
                 'allocation="loss" needs a method whose errors predict the loss (two_sided, '
@@ -85,8 +81,6 @@ class Settings:
             raise ValueError(f"rank_multiple must be a positive integer, got {multiple!r}")
         if multiple > 1 and "interpolative" not in chosen.forms:
             raise ValueError(f"rank_multiple needs a low-rank method, got method={name!r}")
-        if cap is not None and not ratio <= cap <= 1:
-            raise ValueError(f"max_layer_ratio must be between ratio = {ratio} and 1, got {cap}")
         return cls(name, chosen, stored, shared, float(ratio), cap, multiple)
 
     @property
@@ -279,11 +273,10 @@ def _report(
     settings: Settings,
 ) -> LayerReport:
     weight = dense_weight(problem.linear)
-    size = weight.numel() * weight.element_size()
+    before = kept = weight_size(problem.linear)
     spectrum = candidates.spectrum
     rank = None if candidates.ranks is None else int(candidates.ranks[index])
     notes = [problem.note] if problem.note else []
-    kept = (weight.numel(), size)
     output_error = weight_error = 0.0
     if module is None:
         notes.append(LEFT_DENSE)
@@ -300,9 +293,9 @@ def _report(
         rank=rank,
         form="dense" if module is None else settings.form,
         side=getattr(module, "side", None),
-        parameters_before=weight.numel(),
+        parameters_before=before[0],
         parameters_after=kept[0],
-        bytes_before=size,
+        bytes_before=before[1],
         bytes_after=kept[1],
         predicted_error=float(candidates.relative_errors[index]),
         output_error=None if problem.inputs is None else output_error,

@@ -70,20 +70,16 @@ def fit_on_mask(
     right, columns = _unit_diagonal(right, target.shape[1], target)
     scales = rows[:, None] * columns[None, :]
 
-    def curvature(matrix: Tensor) -> Tensor:
-        product = matrix if left is None else left @ matrix
-        return product if right is None else product @ right
-
     # Of the scaled weight what is missing, and of the scaled W' what is added to W on the mask.
     missing = target * scales * (1 - kept)
-    gradient = curvature(missing)
+    gradient = weighted(missing, left, right)
     error = _dot(gradient, missing)
     residual = gradient * kept
     added = torch.zeros_like(residual)
     direction = residual.clone()
     square = _dot(residual, residual)
     for _ in range(most):
-        image = curvature(direction).mul_(kept)
+        image = weighted(direction, left, right).mul_(kept)
         along = _dot(direction, image)
         if not (square > 0 and along > 0):
             break
@@ -97,6 +93,12 @@ def fit_on_mask(
         direction.mul_(following / square).add_(residual)
         square = following
     return target * kept + added / scales
+
+
+def weighted(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """H M G, None standing for the identity."""
+    product = matrix if left is None else left @ matrix
+    return product if right is None else product @ right
 
 
 def _unit_diagonal(matrix: Tensor | None, size: int, like: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -7,6 +7,8 @@ Low rank decomposition of monolingual code LLMs for one-shot compression", arXiv
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -27,28 +29,18 @@ def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
         return low_rank_candidates(problem, form, multiple=multiple, compared=False)
     mean = inputs.total / inputs.tokens
     covariance = Gram(inputs.matrix / inputs.tokens - torch.outer(mean, mean), inputs.tokens)
-    candidates = low_rank_candidates(problem, form, right=covariance, multiple=multiple)
     new_bias = 0 if dense_bias(problem.linear) is not None else problem.shape[0]
+    candidates = low_rank_candidates(
+        problem, form, right=covariance, multiple=multiple, beside=new_bias
+    )
 
     def build(index: int) -> nn.Module | None:
         module = candidates.build(index)
         if not isinstance(module, CompressedLinear):
             return module
-        correction = (problem.weight - module.compose()) @ mean
-        return with_bias_added(module, correction)
+        return with_bias_added(module, (problem.weight - module.compose()) @ mean)
 
-    sizes = candidates.sizes.clone()
-    sizes[:-1] += new_bias
-    kept = sizes < problem.entries
-    kept[-1] = True
-    return Candidates(
-        sizes[kept],
-        candidates.errors[kept],
-        candidates.total,
-        lambda index: build(int(kept.nonzero()[index])),
-        candidates.spectrum,
-        None if candidates.ranks is None else candidates.ranks[kept],
-    )
+    return replace(candidates, build=build)
 
 
 def with_bias_added(module: CompressedLinear, correction: Tensor) -> CompressedLinear:

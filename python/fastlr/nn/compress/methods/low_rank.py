@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastlr.nn.compress.forms import Form, form_named
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.problem import Candidates, LayerProblem
-from fastlr.nn.compress.solver import Solution, solve
+from fastlr.nn.compress.solver import solve
 
 
 def low_rank_candidates(
@@ -18,30 +18,21 @@ def low_rank_candidates(
     left: Gram | Tensor | None = None,
     right: Gram | Tensor | None = None,
     multiple: int = 1,
+    beside: int = 0,
     compared: bool = True,
 ) -> Candidates:
     """All ranks of the best approximations W' of the weight in ‖H^½ (W − W') G^½‖.
 
     H = `left` (o × o) and G = `right` (i × i); None is the identity. Only multiples of `multiple`
-    are offered, and the dense layer as the last candidate.
+    are offered, and the dense layer as the last candidate. `beside` numbers are stored with each.
     """
-    return candidates_of(problem, solve(problem.weight, right, left=left), form, multiple, compared)
-
-
-def candidates_of(
-    problem: LayerProblem, solution: Solution, form: str, multiple: int, compared: bool
-) -> Candidates:
-    """The candidates of a solution, by rank."""
+    solution = solve(problem.weight, right, left=left)
     stored: Form = form_named(form)
-    out_features, in_features = problem.shape
-    ranks = [
-        rank
-        for rank in range(multiple, min(problem.shape) + 1, multiple)
-        if stored.parameters(out_features, in_features, rank) < problem.entries
-    ]
-    sizes = [stored.parameters(out_features, in_features, rank) for rank in ranks]
-    tails = solution.total * (solution.energies.flip(0).cumsum(0).flip(0)).cpu()
-    tails = torch.cat((tails, tails.new_zeros(1)))
+    every = range(multiple, min(problem.shape) + 1, multiple)
+    sizes = {rank: stored.parameters(*problem.shape, rank) + beside for rank in every}
+    ranks = [rank for rank in every if sizes[rank] < problem.entries]
+    squares = solution.energies.cpu() * solution.total
+    tails = torch.cat((squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)))
 
     def build(index: int) -> nn.Module | None:
         if index == len(ranks):
@@ -49,11 +40,11 @@ def candidates_of(
         return stored.build(problem.linear, solution.truncate(ranks[index]))
 
     return Candidates(
-        torch.tensor([*sizes, problem.entries]),
-        torch.cat((tails[torch.tensor(ranks, dtype=torch.int64)], tails.new_zeros(1))),
+        torch.tensor([*(sizes[rank] for rank in ranks), problem.entries]),
+        tails[torch.tensor([*ranks, len(squares)])],
         solution.total,
         build,
-        solution.energies.cpu() * solution.total,
+        squares,
         torch.tensor([*ranks, min(problem.shape)]),
         compared,
     )

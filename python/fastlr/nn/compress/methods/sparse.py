@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from fastlr.nn.compress.gram import power_of_two_above
 from fastlr.nn.compress.methods.two_sided import loss_weights
 from fastlr.nn.compress.problem import Candidates, LayerProblem
-from fastlr.nn.compress.sparse_solver import fit_on_mask, inverse_diagonal, saliency
+from fastlr.nn.compress.sparse_solver import (
+    fit_on_mask,
+    inverse_diagonal,
+    saliency,
+    weighted,
+)
 from fastlr.nn.modules import SparseLinear
 from fastlr.nn.modules.dense import dense_weight
 
@@ -53,7 +58,7 @@ def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
     return Candidates(
         torch.tensor([*(count + mask_numbers for count in counts), entries]),
         lost[entries - kept],
-        _squared_norm(problem.weight, left, right),
+        float((weighted(problem.weight, left, right) * problem.weight).sum()),
         build,
         compared=left is not None and right is not None,
     )
@@ -70,10 +75,3 @@ def _fitted(problem: LayerProblem, mask: Tensor) -> Tensor:
     ]
     scale = power_of_two_above(problem.weight)
     return fit_on_mask((problem.weight / scale).to(dtype), mask, *weights) * scale
-
-
-def _squared_norm(weight: Tensor, left: Tensor | None, right: Tensor | None) -> float:
-    """tr(H W G Wᵀ)."""
-    product = weight if left is None else left @ weight
-    product = product if right is None else product @ right
-    return float((product * weight).sum())
