@@ -152,8 +152,8 @@ def compress_llm(
     them ("sparse", "two_sided", "fwsvd") one forward and one backward pass, in which no parameter
     gets a gradient. Gram matrices take tokens·(i² + o²) multiply-adds a layer. Then an
     eigenproblem of size min(o, i) a layer for low rank, and for the interpolative form two
-    interpolative decompositions; for "sparse" two Cholesky factors, a sort of the entries, and at
-    most thirty conjugate gradient steps of 2·o·i·(o + i) flops. A step of `heal_steps` is two
+    interpolative decompositions; for "sparse" two Cholesky factors, two sorts of the entries, and
+    at most twelve conjugate gradient steps of 2·o·i·(o + i) flops. A step of `heal_steps` is two
     forward passes and a backward pass over some 2048 tokens.
 
     Memory beside the dense model: where the budget is shared by "uniform" and no gradients are

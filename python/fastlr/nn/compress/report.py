@@ -101,12 +101,8 @@ class ModelSize:
         """Count `model`."""
         parameters = {id(p): p for p in model.parameters()}
         tensors = {id(t): t for t in model.state_dict(keep_vars=True).values()} | parameters
-        layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
-        beside = sum(
-            layer.weight_parameters()
-            - sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
-            for layer in layers
-        )
+        layers = (m for m in model.modules() if isinstance(m, CompressedLinear))
+        beside = sum(layer.numbers_beside() for layer in layers)
         return cls(
             sum(p.numel() for p in parameters.values()) + beside,
             sum(t.numel() * t.element_size() for t in tensors.values()),

@@ -13,6 +13,7 @@ from fastlr.nn.modules.dense import FLOAT_DTYPES, dense_bias, dense_weight, high
 if TYPE_CHECKING:
     from fastlr.nn.compress.gram import Gram
 
+Layer = TypeVar("Layer", bound="CompressedLinear")
 Self = TypeVar("Self", bound="FactoredLinear")
 
 
@@ -81,9 +82,26 @@ class CompressedLinear(nn.Module, abc.ABC):
                 linear.bias.copy_(self.bias)
         return linear.train(self.training)
 
+    @classmethod
+    def unfilled(
+        cls: type[Layer],
+        *sizes: Any,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+        **more: Any,
+    ) -> Layer:
+        """A layer of these sizes whose memory holds anything: nothing is drawn at random."""
+        layer = cls(*sizes, device="meta", dtype=dtype, **more)
+        return layer.to_empty(device=device)
+
     def weight_parameters(self) -> int:
         """How many numbers stand for the weight (the bias is not counted)."""
-        return sum(p.numel() for name, p in self.named_parameters() if name != "bias")
+        factors = (p.numel() for name, p in self.named_parameters() if name != "bias")
+        return sum(factors) + self.numbers_beside()
+
+    def numbers_beside(self) -> int:
+        """What is stored beside parameters and is as large as they are, in numbers of the dtype."""
+        return 0
 
     def weight_bytes(self) -> int:
         """Bytes that stand for the weight, buffers included."""
@@ -234,8 +252,13 @@ def check_factors(
             f"{owner}: basis and projected must be o×r and r×i matrices, got shapes "
             f"{tuple(basis.shape)} and {tuple(projected.shape)}"
         )
-    if bias is not None and bias.shape != basis.shape[:1]:
-        raise ValueError(
-            f"{owner}: bias must have shape ({basis.shape[0]},), got {tuple(bias.shape)}"
-        )
+    check_bias(owner, bias, len(basis))
     return high_precision(basis), high_precision(projected)
+
+
+def check_bias(owner: str, bias: Tensor | None, out_features: int) -> None:
+    """Raise ValueError unless there is no bias or one number for each output."""
+    if bias is not None and bias.shape != (out_features,):
+        raise ValueError(
+            f"{owner}: bias must have shape ({out_features},), got {tuple(bias.shape)}"
+        )

@@ -159,7 +159,7 @@ class InterpolativeLinear(FactoredLinear):
         Parameters
         ----------
         basis : Tensor of shape (o, r)
-            With orthonormal columns.
+            With independent columns, best orthonormal ones.
         projected : Tensor of shape (r, i)
         bias : Tensor of shape (o,), optional
         side : {"rows", "columns"}, optional
@@ -192,16 +192,15 @@ class InterpolativeLinear(FactoredLinear):
         )
 
         (out_features, rank), in_features = basis.shape, projected.shape[1]
-        layer = cls(
+        layer = cls.unfilled(
             in_features,
             out_features,
             rank,
             bias is not None,
             side=chosen,
-            device="meta",
+            device=device if device is not None else basis.device,
             dtype=dtype,
         )
-        layer.to_empty(device=device if device is not None else basis.device)
         with torch.no_grad():
             if chosen == "rows":
                 layer.skeleton.copy_(basis[order[:rank]] @ projected)

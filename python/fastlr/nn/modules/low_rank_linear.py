@@ -116,8 +116,10 @@ class LowRankLinear(FactoredLinear):
         """
         basis, projected = check_factors(cls.__name__, basis, projected, bias)
         (out_features, rank), in_features = basis.shape, projected.shape[1]
-        layer = cls(in_features, out_features, rank, bias is not None, device="meta", dtype=dtype)
-        layer.to_empty(device=device if device is not None else basis.device)
+        device = device if device is not None else basis.device
+        layer = cls.unfilled(
+            in_features, out_features, rank, bias is not None, device=device, dtype=dtype
+        )
         with torch.no_grad():
             layer.B.copy_(basis)
             layer.A.copy_(projected)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.linalg.bit_mask import pack_mask, sparse_expand, sparse_linear, unpack_mask
-from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.base import CompressedLinear, check_bias
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 
 
@@ -183,15 +183,14 @@ class SparseLinear(CompressedLinear):
         _check_weight(cls.__name__, weight, mask, bias)
         out_features, in_features = weight.shape
         mask = mask.to(weight.device)
-        layer = cls(
+        layer = cls.unfilled(
             in_features,
             out_features,
             int(mask.sum()),
             bias is not None,
-            device="meta",
+            device=device if device is not None else weight.device,
             dtype=dtype,
         )
-        layer.to_empty(device=device if device is not None else weight.device)
         with torch.no_grad():
             layer.values.copy_(weight[mask])
             layer.mask.copy_(pack_mask(mask))
@@ -206,15 +205,9 @@ class SparseLinear(CompressedLinear):
             weight, mask, dense_bias(linear), dtype=dense.dtype, device=dense.device
         )
 
-    def weight_parameters(self) -> int:
-        """How many numbers stand for the weight: the values, and the mask as numbers of the dtype.
-
-        The mask's o·⌈i/8⌉ bytes count as if numbers of the layer's dtype were stored in them,
-        rounded up. The bias is not counted.
-        """
-        return self.nonzeros + self.mask_numbers(
-            self.out_features, self.in_features, self.values.dtype
-        )
+    def numbers_beside(self) -> int:
+        """The mask: its o·⌈i/8⌉ bytes as numbers of the layer's dtype, rounded up."""
+        return self.mask_numbers(self.out_features, self.in_features, self.values.dtype)
 
     @staticmethod
     def mask_numbers(out_features: int, in_features: int, dtype: torch.dtype) -> int:
@@ -244,10 +237,7 @@ def _check_weight(owner: str, weight: Tensor, mask: Tensor, bias: Tensor | None)
         )
     if mask.dtype != torch.bool:
         raise TypeError(f"{owner}: mask must be bool, got {mask.dtype}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{owner}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}"
-        )
+    check_bias(owner, bias, len(weight))
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         row, column = (int(k) for k in (~finite).nonzero()[0])
