@@ -65,8 +65,8 @@ def compress_llm(
         more than a quarter of what is to be left (above a ratio of 0.875, or 0.75 in half types):
 
         - "sparse": the entries that the loss can spare are left out, and the others, refitted, make
-          up for them. The most accurate; a layer needs fewer bytes, and less time where time is
-          reading them (a few tokens at once).
+          up for them. The most accurate; a layer needs fewer bytes, and with AVX-512 mostly
+          less time for a few tokens at once.
         - "two_sided": of low rank, with both the inputs and the gradients as weights.
         - "svd_llm": of low rank, with the inputs as weights: the least error of the layer's output.
         - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their

@@ -91,7 +91,9 @@ class CompressedLinear(nn.Module, abc.ABC):
         **more: Any,
     ) -> Layer:
         """A layer of these sizes whose memory holds anything: nothing is drawn at random."""
-        layer = cls(*sizes, device="meta", dtype=dtype, **more)
+        # Each class has sizes of its own, which typing cannot know here.
+        create: Any = cls
+        layer: Layer = create(*sizes, device="meta", dtype=dtype, **more)
         return layer.to_empty(device=device)
 
     def weight_parameters(self) -> int:
