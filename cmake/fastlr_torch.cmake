@@ -1,5 +1,9 @@
 # Targets fastlr::torch and fastlr::torch_cuda from the headers and libraries of the interpreter's torch, found
 # by torch_paths.py beside this file. Needs the Python interpreter found before.
+#
+# at::parallel_for is a template that is compiled with its caller: a serial loop, unless OpenMP is on there.
+# Its threads must be those of torch (at::set_num_threads sets them), so the OpenMP runtime that torch
+# brings is the one to link; a system's own serves where it has the same name.
 
 execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/torch_paths.py
   OUTPUT_VARIABLE paths RESULT_VARIABLE failed ERROR_VARIABLE message)
@@ -26,6 +30,17 @@ if(NOT TARGET fastlr::torch)
   add_library(fastlr::torch INTERFACE IMPORTED)
   target_include_directories(fastlr::torch SYSTEM INTERFACE ${FASTLR_TORCH_INCLUDE_DIRS})
   target_link_libraries(fastlr::torch INTERFACE ${FASTLR_LIB_torch} ${FASTLR_LIB_torch_cpu} ${FASTLR_LIB_c10})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    file(GLOB FASTLR_OPENMP ${FASTLR_TORCH_OPENMP})
+    list(APPEND FASTLR_OPENMP gomp)
+    list(GET FASTLR_OPENMP 0 FASTLR_OPENMP)
+    message(STATUS "OpenMP: ${FASTLR_OPENMP}")
+    target_compile_options(fastlr::torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+    target_link_libraries(fastlr::torch INTERFACE ${FASTLR_OPENMP})
+  else()
+    # Another compiler's OpenMP calls another runtime, and two in one process disturb each other.
+    message(WARNING "fastlr's own kernels run on one thread when compiled by ${CMAKE_CXX_COMPILER_ID}; GCC gives them torch's threads")
+  endif()
 endif()
 if(NOT TARGET fastlr::torch_python)
   add_library(fastlr::torch_python INTERFACE IMPORTED)

@@ -32,3 +32,6 @@ if __name__ == "__main__":
     print(f'set(FASTLR_TORCH_CUDA "{cuda}")')
     print(f'set(FASTLR_TORCH_INCLUDE_DIRS "{";".join(path.as_posix() for path in include)}")')
     print(f'set(FASTLR_TORCH_LIBRARY_DIRS "{(root / "lib").as_posix()}")')
+    # Where wheels keep the OpenMP runtime that torch was linked with.
+    openmp = [root / "lib" / "libgomp*.so*", root.parent / "torch.libs" / "libgomp*.so*"]
+    print(f'set(FASTLR_TORCH_OPENMP "{";".join(path.as_posix() for path in openmp)}")')

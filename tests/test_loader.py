@@ -54,3 +54,26 @@ def test_a_core_for_another_torch_stops_the_import_before_the_library_is_opened(
     )
     assert "compiled against torch 1.0.0" in result.stdout
     assert result.stdout.strip().endswith("False")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
+def test_the_kernels_run_on_torchs_threads():
+    # at::parallel_for is a serial loop in a core compiled without OpenMP, and then no test of
+    # independence from the number of threads can fail. Nothing here but the kernel that draws
+    # starts a thread, and it must start torch's: the core brings no OpenMP runtime of its own.
+    code = (
+        "import os, torch\n"
+        "tasks = lambda: len(os.listdir('/proc/self/task'))\n"
+        "openmp = lambda: sorted({line.split()[-1] for line in open('/proc/self/maps')"
+        " if 'omp' in line.split('/')[-1]})\n"
+        "of_torch = openmp()\n"
+        "import fastlr.linalg as la\n"
+        "torch.set_num_threads(2)\n"
+        "before = tasks()\n"
+        "la.random_matrix(4096, 64, seed=1)\n"
+        "print(tasks() - before, openmp() == of_torch)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["1", "True"]
