@@ -296,6 +296,11 @@ def test_afm_keeps_the_mean_output(make_model, tokens):
     assert model.fastlr_report.ratio_achieved >= 0.4 - 1e-9
 
 
+def test_a_bias_that_transformers_would_not_load_is_refused(make_model, tokens):
+    with pytest.raises(ValueError, match="form must be one of factored, interpolative for method="):
+        compress(make_model("llama"), method="afm", form="dense", calibration=tokens)
+
+
 def test_a_bias_that_is_new_is_saved(make_model, tokens, tmp_path, logits):
     model = compress(make_model("llama"), method="afm", calibration=tokens)
     model.save_pretrained(tmp_path)

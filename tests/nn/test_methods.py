@@ -5,11 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress import Gram, LayerProblem, Method, compress_llm, register_method
+from fastlr.nn import SparseLinear
+from fastlr.nn.compress import (
+    Candidates,
+    Gram,
+    LayerGroup,
+    LayerProblem,
+    Method,
+    compress_llm,
+    register_method,
+)
 from fastlr.nn.compress.methods import METHODS, default_method
 from fastlr.nn.compress.methods.sparse import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS
 from fastlr.nn.compress.methods.two_sided import loss_weights, prepare
-from fastlr.nn.compress.run import composed_weight
+from fastlr.nn.modules.base import composed_weight
 
 U = torch.finfo(torch.float64).eps
 LOW_RANK = ["svd", "svd_llm", "asvd", "fwsvd", "afm", "two_sided"]
@@ -127,3 +136,41 @@ def test_a_method_of_ones_own(make_model, tokens, monkeypatch):
         register_method("mine", Method(METHODS["svd"].prepare))
     with pytest.raises(ValueError, match="name 'auto' is taken"):
         register_method("auto", Method(METHODS["svd"].prepare))
+
+
+def test_layers_can_be_compressed_together(make_model, tokens):
+    # Each pair of up and gate is one group, of which either both lose all entries but one or none.
+    def join(model, problems, ratio):
+        together = {}
+        for problem in problems:
+            place, _, kind = problem.name.rpartition(".")
+            name = f"{place}.pair" if kind in ("up_proj", "gate_proj") else problem.name
+            together.setdefault(name, []).append(problem)
+        return [group_of(name, tuple(members)) for name, members in together.items()]
+
+    def group_of(name, members):
+        entries = sum(problem.entries for problem in members)
+
+        def build(index):
+            if index or len(members) == 1:
+                return None
+            return {p.name: SparseLinear.from_dense(p.linear, 1 / p.entries) for p in members}
+
+        sizes = torch.tensor([sum(one_entry(p) for p in members), entries])
+        errors = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        offered = Candidates(sizes, errors, 1.0, build)
+        return LayerGroup(name, members, lambda form, multiple: offered)
+
+    def one_entry(problem):
+        return 1 + SparseLinear.mask_numbers(*problem.shape, torch.float32)
+
+    register_method("pairs", Method(METHODS["svd"].prepare, forms=("sparse",), join=join))
+    model = make_model("llama")
+    with pytest.warns(UserWarning, match="ratio=0.5 is not reached"):
+        compress_llm(model, 0.5, method="pairs", progress=False)
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            smaller = name.endswith(("up_proj", "gate_proj"))
+            assert isinstance(module, SparseLinear if smaller else torch.nn.Linear)
+    reports = model.fastlr_report.layers
+    assert len(reports) == sum(name.endswith("_proj") for name, _ in model.named_modules())

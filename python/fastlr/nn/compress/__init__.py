@@ -5,7 +5,7 @@ from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport
 from fastlr.nn.compress.loss_model import LossPrediction
 from fastlr.nn.compress.methods import Method, register_method
-from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compress.report import CompressionReport, LayerReport
 from fastlr.nn.compress.solver import Solution, Truncation, solve
 from fastlr.nn.compress.statistics import Statistics
@@ -15,6 +15,7 @@ __all__ = [
     "CompressionReport",
     "Gram",
     "HealReport",
+    "LayerGroup",
     "LayerProblem",
     "LayerReport",
     "LossPrediction",

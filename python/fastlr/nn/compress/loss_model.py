@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fastlr.nn.compress.allocation import Budget, by_type, uniform
 from fastlr.nn.compress.calibration import Batch
@@ -70,7 +71,7 @@ def measure_layers(
     for name in names:
         candidates, index = budget.candidates[name], at_uniform[name]
         replacement = candidates.build(index) if candidates.compared else None
-        if replacement is not None:
+        if isinstance(replacement, nn.Module):
             original = model.get_submodule(name)
             replace_modules(model, {name: replacement})
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,7 +78,8 @@ class Candidates:
     total : float
         The square of the weight in that norm.
     build : callable
-        From an index to the new layer; None to keep the dense one.
+        From an index to the new layer; None to keep the dense one. Of a :class:`LayerGroup`, a
+        mapping from names to new layers, in which those that stay dense are missing.
     spectrum : Tensor or None
         Of a low-rank method: the squared singular values in its norm, descending, and `ranks`
         beside it.
@@ -104,7 +105,7 @@ class Candidates:
     sizes: Tensor
     errors: Tensor
     total: float
-    build: Callable[[int], nn.Module | None]
+    build: Callable[[int], nn.Module | Mapping[str, nn.Module] | None]
     spectrum: Tensor | None = None
     ranks: Tensor | None = None
     compared: bool = True
@@ -140,3 +141,34 @@ class Candidates:
             build=lambda index: self.build(first + index),
             ranks=None if self.ranks is None else self.ranks[first:last],
         )
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers whose new forms are decided together: one candidate stands for all of them.
+
+    Attributes
+    ----------
+    name : str
+        That of the layer, where there is only one.
+    members : tuple of LayerProblem
+    prepare : callable
+        (form, rank multiple) → :class:`Candidates`, whose sizes are those of all members.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastlr.nn.compress import LayerGroup, LayerProblem
+    >>> members = tuple(LayerProblem(name, torch.nn.Linear(3, 5)) for name in ("up", "gate"))
+    >>> LayerGroup("mlp", members, lambda form, multiple: None).entries
+    30
+    """
+
+    name: str
+    members: tuple[LayerProblem, ...]
+    prepare: Callable[[str, int], Candidates]
+
+    @property
+    def entries(self) -> int:
+        """The numbers of all dense weights."""
+        return sum(problem.entries for problem in self.members)

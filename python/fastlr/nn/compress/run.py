@@ -19,11 +19,11 @@ from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport, Student, heal
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
 from fastlr.nn.compress.methods import Method, default_method, method_named
-from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compress.report import LEFT_DENSE, NEVER_CALLED, LayerReport
 from fastlr.nn.compress.solver import require_finite
 from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
-from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.base import CompressedLinear, composed_weight
 from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.progress import Progress
 
@@ -91,7 +91,8 @@ class Settings:
     @property
     def block_by_block(self) -> bool:
         """Whether a block can be compressed before the next one's statistics are there."""
-        return not self.method.gradients and self.allocation == "uniform"
+        alone = self.method.join is None
+        return alone and not self.method.gradients and self.allocation == "uniform"
 
 
 @dataclass
@@ -136,11 +137,11 @@ class CompressionRun:
         source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
         for layers, grams in zip(blocks, source, strict=True):
             began = time.perf_counter()
-            for problem in _problems(layers, grams, {}, calibrated=True):
-                bar.step(problem.name)
-                candidates = {problem.name: self._prepare(problem)}
-                chosen = self._allocate([problem], candidates, {})
-                self._build(problem, candidates[problem.name], chosen[problem.name])
+            for group in self._groups(model, _problems(layers, grams, {}, calibrated=True)):
+                bar.step(group.name)
+                candidates = {group.name: self._prepare(group)}
+                chosen = self._allocate([group], candidates, {})
+                self._build(group, candidates[group.name], chosen[group.name])
             self.seconds["factorization"] += time.perf_counter() - began
         spent = time.perf_counter() - start
         self.seconds["statistics"] = spent - self.seconds["factorization"]
@@ -160,24 +161,25 @@ class CompressionRun:
             )
         layers = {name: module for block in blocks for name, module in block.items()}
         problems = _problems(layers, statistics.grams, statistics.gradients, calibrated)
-        bar.stage("Layers prepared", len(problems))
+        groups = self._groups(model, problems)
+        bar.stage("Layers prepared", len(groups))
         candidates = {}
-        for problem in problems:
-            bar.step(problem.name)
-            candidates[problem.name] = self._prepare(problem)
+        for group in groups:
+            bar.step(group.name)
+            candidates[group.name] = self._prepare(group)
         factors: dict[str, float] = {}
         if self.settings.allocation == "loss" and statistics.batches:
             began = time.perf_counter()
-            budget = self._budget(problems, candidates, {})
+            budget = self._budget(groups, candidates, {})
             self.predictions = measure_layers(model, budget, statistics.batches, bar)
             factors = factors_of(self.predictions, candidates)
             self.seconds["measuring"] = time.perf_counter() - began
-        chosen = self._allocate(problems, candidates, factors)
-        bar.stage("Layers built", len(problems))
-        for problem in problems:
-            bar.step(problem.name)
+        chosen = self._allocate(groups, candidates, factors)
+        bar.stage("Layers built", len(groups))
+        for group in groups:
+            bar.step(group.name)
             # Popped: what a candidate needs is freed once its layer is there.
-            self._build(problem, candidates.pop(problem.name), chosen[problem.name])
+            self._build(group, candidates.pop(group.name), chosen[group.name])
         spent = time.perf_counter() - start
         self.seconds["factorization"] = spent - self.seconds["measuring"]
 
@@ -193,25 +195,28 @@ class CompressionRun:
         self.seconds["healing"] = time.perf_counter() - start
         return student, report
 
-    def _prepare(self, problem: LayerProblem) -> Candidates:
-        return self.settings.method.prepare(problem, self.settings.form, self.settings.multiple)
+    def _groups(self, model: nn.Module, problems: Sequence[LayerProblem]) -> list[LayerGroup]:
+        return self.settings.method.groups(model, problems, self.settings.ratio)
+
+    def _prepare(self, group: LayerGroup) -> Candidates:
+        return group.prepare(self.settings.form, self.settings.multiple)
 
     def _budget(
         self,
-        problems: Sequence[LayerProblem],
+        groups: Sequence[LayerGroup],
         candidates: Mapping[str, Candidates],
         factors: Mapping[str, float],
     ) -> Budget:
-        dense = {problem.name: problem.entries for problem in problems}
+        dense = {group.name: group.entries for group in groups}
         return Budget(candidates, dense, self.settings.ratio, factors)
 
     def _allocate(
         self,
-        problems: Sequence[LayerProblem],
+        groups: Sequence[LayerGroup],
         candidates: Mapping[str, Candidates],
         factors: Mapping[str, float],
     ) -> dict[str, int]:
-        budget = self._budget(problems, candidates, factors)
+        budget = self._budget(groups, candidates, factors)
         return allocate(budget, self.settings.allocation, cap=self.settings.cap)
 
     def warn_of_excess(self) -> None:
@@ -225,13 +230,16 @@ class CompressionRun:
                 stacklevel=3,
             )
 
-    def _build(self, problem: LayerProblem, candidates: Candidates, index: int) -> None:
-        module = candidates.build(index)
-        if module is not None:
-            wanted = any(p.requires_grad for p in problem.linear.parameters())
-            module.requires_grad_(wanted)
-            self.replacements[problem.name] = module
-        self.reports.append(_report(problem, candidates, index, module, self.settings))
+    def _build(self, group: LayerGroup, candidates: Candidates, index: int) -> None:
+        built = candidates.build(index)
+        modules = built if isinstance(built, Mapping) else {group.name: built}
+        for problem in group.members:
+            module = modules.get(problem.name)
+            if module is not None:
+                wanted = any(p.requires_grad for p in problem.linear.parameters())
+                module.requires_grad_(wanted)
+                self.replacements[problem.name] = module
+            self.reports.append(_report(problem, candidates, index, module, self.settings))
 
 
 def collect(
@@ -303,13 +311,6 @@ def _report(
         note="; ".join(notes),
         spectrum=[] if spectrum is None else (spectrum / total).tolist(),
     )
-
-
-def composed_weight(module: nn.Module) -> Tensor:
-    """The weight that a new layer stands for, o × i, float64."""
-    if isinstance(module, CompressedLinear):
-        return module.compose()
-    return high_precision(dense_weight(module))
 
 
 def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:

@@ -149,6 +149,13 @@ class CompressedLinear(nn.Module, abc.ABC):
             self.bias.copy_(bias)
 
 
+def composed_weight(module: nn.Module) -> Tensor:
+    """The weight that a layer, dense or compressed, stands for, o × i, float64."""
+    if isinstance(module, CompressedLinear):
+        return module.compose()
+    return high_precision(dense_weight(module))
+
+
 class FactoredLinear(CompressedLinear):
     """A linear layer whose weight, of rank `rank`, is stored as factors."""
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 
 from fastlr.nn.compress.forms import FORMS
 from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
-from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
 
 LOW_RANK_FORMS = tuple(FORMS)
+COMPRESSED_FORMS = ("interpolative", "factored")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compress one linear layer.
+    """A way to compress linear layers.
 
     Attributes
     ----------
     prepare : callable
-        (problem, form, rank multiple) → :class:`Candidates`.
+        (problem, form, rank multiple) → :class:`Candidates`, for one layer.
+    join : callable or None
+        Where layers are not compressed one by one: (model, problems, ratio) → a list of
+        :class:`LayerGroup`, in which every problem is a member of exactly one. `prepare` is then
+        for those that are alone.
     inputs, gradients : bool
         Whether it needs the moments of the layers' inputs, and of the loss's gradients at their
         outputs (one backward pass).
@@ -45,13 +52,23 @@ class Method:
     predicts_loss: bool = False
     forms: tuple[str, ...] = LOW_RANK_FORMS
     allocation: str = "uniform"
+    join: Callable[[nn.Module, Sequence[LayerProblem], float], list[LayerGroup]] | None = None
+
+    def groups(
+        self, model: nn.Module, problems: Sequence[LayerProblem], ratio: float
+    ) -> list[LayerGroup]:
+        """What is compressed together: without `join`, each layer is alone."""
+        if self.join is not None:
+            return self.join(model, problems, ratio)
+        return [LayerGroup(p.name, (p,), partial(self.prepare, p)) for p in problems]
 
 
 METHODS: dict[str, Method] = {
     "svd": Method(svd.prepare),
-    # The same closed form has been published under two names.
-    "afm": Method(afm.prepare, inputs=True),
-    "lord": Method(afm.prepare, inputs=True),
+    # The same closed form has been published under two names. Not as a dense layer: transformers
+    # would not load a bias that the architecture does not have.
+    "afm": Method(afm.prepare, inputs=True, forms=COMPRESSED_FORMS),
+    "lord": Method(afm.prepare, inputs=True, forms=COMPRESSED_FORMS),
     "welore": Method(svd.prepare, allocation="welore"),
     "fwsvd": Method(fwsvd.prepare, gradients=True),
     "asvd": Method(asvd.prepare, inputs=True),

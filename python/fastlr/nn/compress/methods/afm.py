@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.methods.low_rank import low_rank_candidates
 from fastlr.nn.compress.problem import Candidates, LayerProblem
-from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.base import composed_weight
 from fastlr.nn.modules.dense import dense_bias
 
 
@@ -36,20 +36,20 @@ def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
 
     def build(index: int) -> nn.Module | None:
         module = candidates.build(index)
-        if not isinstance(module, CompressedLinear):
-            return module
-        return with_bias_added(module, (problem.weight - module.compose()) @ mean)
+        if not isinstance(module, nn.Module):
+            return None
+        return with_bias_added(module, (problem.weight - composed_weight(module)) @ mean)
 
     return replace(candidates, build=build)
 
 
-def with_bias_added(module: CompressedLinear, correction: Tensor) -> CompressedLinear:
+def with_bias_added(module: nn.Module, correction: Tensor) -> nn.Module:
     """`module` with `correction` added to its bias, or as its bias."""
-    dtype, device = module.weight.dtype, module.weight.device
-    correction = correction.to(device=device, dtype=dtype)
+    parameter = next(module.parameters())
+    correction = correction.to(device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad():
-        if module.bias is None:
-            module.bias = nn.Parameter(correction.clone())
-        else:
+        if isinstance(module.bias, nn.Parameter):
             module.bias.add_(correction)
+        else:
+            module.bias = nn.Parameter(correction.clone())
     return module
