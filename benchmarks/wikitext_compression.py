@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastlr.nn import compress_llm, perplexity
-from fastlr.nn.compress import calibrate
+from fastlr.nn.compress import Statistics, calibrate
 from fastlr.nn.compress.methods import METHODS
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown, seconds_of
@@ -49,14 +49,7 @@ def main() -> None:
         }
     ]
     _tell(rows[0])
-    statistics = calibrate(
-        model,
-        train,
-        samples=options.samples,
-        seq_len=options.seq_len,
-        gradients=True,
-        progress=options.progress,
-    )
+    statistics = statistics_of(model, train, options)
     print(f"calibration: {statistics.seconds:.0f} s", file=sys.stderr)
     for ratio, method in itertools.product(options.ratios, options.methods):
         for allocation in allocations_of(method, options):
@@ -97,6 +90,26 @@ def main() -> None:
         print(json.dumps(found, indent=2, default=str))
     else:
         print(machine_line(), markdown(rows), sep="\n\n")
+
+
+def statistics_of(model: Any, tokens: Tensor, options: argparse.Namespace) -> Statistics:
+    """What calibration finds; kept in a file where one is named, for later runs like this one."""
+    if options.statistics and options.statistics.exists():
+        kept: Statistics = torch.load(options.statistics, weights_only=False)
+        return kept
+    statistics = calibrate(
+        model,
+        tokens,
+        samples=options.samples,
+        seq_len=options.seq_len,
+        gradients=True,
+        progress=options.progress,
+    )
+    if options.statistics:
+        partial = options.statistics.with_suffix(".partial")
+        torch.save(statistics, partial)
+        partial.replace(options.statistics)
+    return statistics
 
 
 def allocations_of(method: str, options: argparse.Namespace) -> list[str | None]:
@@ -181,6 +194,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heal-steps", type=int, default=0, help="steps of distillation")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a window")
+    parser.add_argument("--statistics", type=Path, help="a file that keeps what calibration finds")
     parser.add_argument("--windows", type=int, default=20, help="evaluation windows")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

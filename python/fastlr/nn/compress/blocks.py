@@ -121,13 +121,20 @@ class BlockWalk:
 
     def run(self, index: int, on_batch: Callable[[int], None]) -> None:
         """Send every batch through block `index`; `on_batch` hears the number of each, done."""
-        block = self._stack.blocks[index]
+        for number in range(len(self._hidden)):
+            self.advance(index, number)
+            on_batch(number)
+
+    def output(self, index: int, number: int) -> Tensor:
+        """What block `index` makes of batch `number`; that batch stays where it is."""
         with torch.no_grad():
-            for number, hidden in enumerate(self._hidden):
-                self._hidden[number] = self._calls[number][index].run(block, hidden)
-                on_batch(number)
-        for calls in self._calls:
-            calls[index] = _Call((), {})
+            block, hidden = self._stack.blocks[index], self._hidden[number]
+            return self._calls[number][index].run(block, hidden)
+
+    def advance(self, index: int, number: int) -> None:
+        """Send batch `number` through block `index`, which must be the next one."""
+        self._hidden[number] = self.output(index, number)
+        self._calls[number][index] = _Call((), {})
 
     def _record(
         self, batch: Batch, skip: list[Callable[[Tensor], Any]] | None

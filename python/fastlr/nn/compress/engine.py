@@ -35,6 +35,8 @@ def compress_llm(
     allocation: str | Mapping[str, float] | None = None,
     max_layer_ratio: float | None = None,
     rank_multiple: int = 1,
+    propagation: float | str | None = None,
+    refit: bool = False,
     heal_steps: int = 0,
     calibration: Calibration | Statistics = None,
     tokenizer: Any = None,
@@ -69,6 +71,7 @@ def compress_llm(
           less time for a few tokens at once.
         - "two_sided": of low rank, with both the inputs and the gradients as weights.
         - "svd_llm": of low rank, with the inputs as weights: the least error of the layer's output.
+        - "saes": "svd_llm" with `propagation` "adaptive".
         - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
           Fisher information; "svd": the least error of the weight.
 
@@ -90,6 +93,15 @@ def compress_llm(
         The most to remove from any layer, at least `ratio`.
     rank_multiple : int, default 1
         Only multiples of it are used as ranks.
+    propagation : float between 0 and 1 or "adaptive", optional
+        Compress each block for the inputs that it gets from the compressed blocks before it, and
+        take this part of the correction that brings the outputs back to those of the dense model;
+        "adaptive" takes, of five, the part of which the new weight keeps the largest share. None
+        (the default, but for "saes") uses the inputs of the dense model. The sizes of the layers
+        are those found without it.
+    refit : bool, default False
+        With `propagation` and a form of low rank: the second factor of each layer, and its bias,
+        by least squares against the outputs of the dense model.
     heal_steps : int, default 0
         Steps of distillation afterwards: the new layers and the norms learn to predict what the
         dense model predicts on the calibration text. The state that does best on a part of it that
@@ -147,7 +159,10 @@ def compress_llm(
 
     Notes
     -----
-    The layers' inputs are those of the dense model: the error of earlier layers is not propagated.
+    Without `propagation` the layers' inputs are those of the dense model. With it, three more
+    forward passes through the blocks, 4·tokens·i² flops a layer, and the hidden states of both
+    models in memory.
+
     Without gradients, one forward pass through the blocks (and one more of the first batch); with
     them ("sparse", "two_sided", "fwsvd") one forward and one backward pass, in which no parameter
     gets a gradient. Gram matrices take tokens·(i² + o²) multiply-adds a layer. Then an
@@ -191,7 +206,15 @@ def compress_llm(
         raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     require_causal_lm(model)
     settings = Settings.of(
-        ratio, method, form, allocation, max_layer_ratio, rank_multiple, model.dtype
+        ratio,
+        method,
+        form,
+        allocation,
+        max_layer_ratio,
+        rank_multiple,
+        propagation,
+        refit,
+        model.dtype,
     )
     require_unquantized(model)
     stack = find_blocks(model)
@@ -203,9 +226,9 @@ def compress_llm(
     try:
         with Progress(progress) as bar, evaluation_mode(model):
             if isinstance(calibration, Statistics):
-                run.from_statistics(model, blocks, calibration, bar)
+                run.from_statistics(model, stack, blocks, calibration, bar)
             elif calibration is None and not settings.needs_calibration:
-                run.from_statistics(model, blocks, None, bar)
+                run.from_statistics(model, stack, blocks, None, bar)
             else:
                 batches = calibration_batches(
                     model,

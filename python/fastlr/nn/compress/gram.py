@@ -79,12 +79,8 @@ class Gram:
         They are float64 ones; where not `exact`, in the dtype of the inputs (float32 for half
         types) over 512 rows at a time, which leaves some √512·u of the diagonal as an error.
         """
-        rows = inputs.detach().reshape(-1, inputs.shape[-1])
+        rows = _as_rows(inputs, exact)
         width = rows.shape[1]
-        if rows.device.type == "mps":
-            rows = rows.cpu()
-        if not exact and rows.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()
         chunk = _CHUNK if exact else _SHORT_CHUNK
         matrix = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
         total, magnitude = matrix.new_zeros(2, width).unbind()
@@ -120,10 +116,28 @@ class Gram:
         return self._eigen
 
 
+def cross_products(first: Tensor, second: Tensor) -> Tensor:
+    """Σ x yᵀ over two sets of ``… × i`` inputs, summed as those of an inexact Gram matrix."""
+    left, right = _as_rows(first, exact=False), _as_rows(second, exact=False)
+    found = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for start in range(0, len(left), _SHORT_CHUNK):
+        found += left[start : start + _SHORT_CHUNK].T @ right[start : start + _SHORT_CHUNK]
+    return found
+
+
 def power_of_two_above(matrix: Tensor) -> float:
     """The power of two just above the largest entry (1 for a zero matrix)."""
     largest = float(matrix.abs().max())
     return math.ldexp(1.0, math.frexp(largest)[1]) if largest > 0 else 1.0
+
+
+def _as_rows(inputs: Tensor, exact: bool) -> Tensor:
+    rows = inputs.detach().reshape(-1, inputs.shape[-1])
+    if rows.device.type == "mps":
+        rows = rows.cpu()
+    if not exact and rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    return rows
 
 
 def _add_products(matrix: Tensor, rows: Tensor) -> None:

@@ -18,12 +18,25 @@ from fastlr.nn.compress.gradients import collect_with_gradients
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport, Student, heal
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
-from fastlr.nn.compress.methods import Method, default_method, method_named
+from fastlr.nn.compress.methods import (
+    COMPRESSED_FORMS,
+    Method,
+    default_method,
+    method_named,
+)
 from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compress.propagation import (
+    MIXTURES,
+    NOT_PROPAGATED,
+    PairedInputs,
+    paired_blocks,
+    propagated,
+)
+from fastlr.nn.compress.refit import refit
 from fastlr.nn.compress.report import LEFT_DENSE, NEVER_CALLED, LayerReport
 from fastlr.nn.compress.solver import require_finite
 from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
-from fastlr.nn.modules.base import CompressedLinear, composed_weight
+from fastlr.nn.modules.base import CompressedLinear, FactoredLinear, composed_weight
 from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.progress import Progress
 
@@ -47,6 +60,8 @@ class Settings:
     ratio: float
     cap: float | None
     multiple: int
+    propagation: float | str | None = None
+    refit: bool = False
 
     @classmethod
     def of(
@@ -57,6 +72,8 @@ class Settings:
         allocation: str | Mapping[str, float] | None,
         cap: float | None,
         multiple: int,
+        propagation: float | str | None,
+        refit: bool,
         dtype: torch.dtype,
     ) -> Settings:
         """Raise ValueError for what is unknown, out of range, or does not go together."""
@@ -81,18 +98,25 @@ class Settings:
             raise ValueError(f"rank_multiple must be a positive integer, got {multiple!r}")
         if multiple > 1 and "interpolative" not in chosen.forms:
             raise ValueError(f"rank_multiple needs a low-rank method, got method={name!r}")
-        return cls(name, chosen, stored, shared, float(ratio), cap, multiple)
+        mixture = chosen.propagation if propagation is None else propagation
+        _check_propagation(mixture, refit, name, chosen, stored)
+        return cls(name, chosen, stored, shared, float(ratio), cap, multiple, mixture, bool(refit))
 
     @property
     def needs_calibration(self) -> bool:
         """Whether anything has to be run through the model."""
-        return self.method.inputs or self.method.gradients
+        return self.method.inputs or self.method.gradients or self.propagation is not None
 
     @property
     def block_by_block(self) -> bool:
         """Whether a block can be compressed before the next one's statistics are there."""
-        alone = self.method.join is None
-        return alone and not self.method.gradients and self.allocation == "uniform"
+        needs_all = (
+            self.method.join is not None
+            or self.method.gradients
+            or self.allocation != "uniform"
+            or self.propagation is not None
+        )
+        return not needs_all
 
 
 @dataclass
@@ -129,7 +153,7 @@ class CompressionRun:
                 model, stack, blocks, batches, bar, gradients=self.settings.method.gradients
             )
             self.seconds["statistics"] = time.perf_counter() - start
-            self.from_statistics(model, blocks, statistics, bar)
+            self.from_statistics(model, stack, blocks, statistics, bar)
             return
         self.batches = list(batches)
         self.tokens = sum(batch.tokens() for batch in batches)
@@ -147,7 +171,12 @@ class CompressionRun:
         self.seconds["statistics"] = spent - self.seconds["factorization"]
 
     def from_statistics(
-        self, model: PreTrainedModel, blocks: Blocks, statistics: Statistics | None, bar: Progress
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Blocks,
+        statistics: Statistics | None,
+        bar: Progress,
     ) -> None:
         """Prepare all layers, share the budget between them, and build them."""
         start = time.perf_counter()
@@ -175,13 +204,71 @@ class CompressionRun:
             factors = factors_of(self.predictions, candidates)
             self.seconds["measuring"] = time.perf_counter() - began
         chosen = self._allocate(groups, candidates, factors)
-        bar.stage("Layers built", len(groups))
-        for group in groups:
-            bar.step(group.name)
-            # Popped: what a candidate needs is freed once its layer is there.
-            self._build(group, candidates.pop(group.name), chosen[group.name])
+        if self.settings.propagation is not None:
+            self._propagate(model, stack, blocks, groups, candidates, chosen, bar)
+        else:
+            bar.stage("Layers built", len(groups))
+            for group in groups:
+                bar.step(group.name)
+                # Popped: what a candidate needs is freed once its layer is there.
+                self._build(group, candidates.pop(group.name), chosen[group.name])
         spent = time.perf_counter() - start
         self.seconds["factorization"] = spent - self.seconds["measuring"]
+
+    def _propagate(
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Blocks,
+        groups: Sequence[LayerGroup],
+        candidates: dict[str, Candidates],
+        chosen: Mapping[str, int],
+        bar: Progress,
+    ) -> None:
+        """Build the layers block by block, each for the inputs that it gets from those before."""
+        if not self.batches:
+            raise ValueError("propagation: there is no calibration text to run through the model")
+        alone = {group.name: group for group in groups}
+
+        def compress(index: int, pairs: Mapping[str, PairedInputs]) -> Mapping[str, nn.Module]:
+            for name in blocks[index]:
+                group, offered = alone[name], candidates.pop(name)
+                pair, size = pairs.get(name), int(offered.sizes[chosen[name]])
+                (problem,) = group.members
+                if pair is None or size == problem.entries:
+                    note = NOT_PROPAGATED if pair is None else ""
+                    self._build(group, offered, chosen[name], note)
+                    continue
+                mixture, offered = self._mixed(problem, pair, size)
+                note = f"{mixture:g} of the propagated error taken up"
+                self._build(group, offered, offered.within(size), note)
+                module = self.replacements.get(name)
+                if self.settings.refit and isinstance(module, FactoredLinear):
+                    refit(module, problem.weight, pair)
+            return {n: self.replacements[n] for n in blocks[index] if n in self.replacements}
+
+        paired_blocks(model, stack, blocks, self.batches, bar, compress)
+
+    def _mixed(
+        self, problem: LayerProblem, pair: PairedInputs, size: int
+    ) -> tuple[float, Candidates]:
+        """What the layer can become, and the part of the correction that its target has in it.
+
+        An adaptive choice is that of which a layer of this size keeps the largest share.
+        """
+        correction = pair.correction(problem.weight)
+        wanted = self.settings.propagation
+        mixtures = (float(wanted),) if isinstance(wanted, int | float) else MIXTURES
+        tried = []
+        for mixture in mixtures:
+            mixed = propagated(problem, pair, mixture, correction)
+            offered = self.settings.method.prepare(
+                mixed, self.settings.form, self.settings.multiple
+            )
+            lost = float(offered.relative_errors[offered.within(size)])
+            tried.append((lost, mixture, offered))
+        _, mixture, offered = min(tried, key=lambda trial: trial[0])
+        return mixture, offered
 
     def heal(
         self, model: PreTrainedModel, steps: int, *, seed: int, bar: Progress
@@ -230,7 +317,7 @@ class CompressionRun:
                 stacklevel=3,
             )
 
-    def _build(self, group: LayerGroup, candidates: Candidates, index: int) -> None:
+    def _build(self, group: LayerGroup, candidates: Candidates, index: int, note: str = "") -> None:
         built = candidates.build(index)
         modules = built if isinstance(built, Mapping) else {group.name: built}
         for problem in group.members:
@@ -239,7 +326,29 @@ class CompressionRun:
                 wanted = any(p.requires_grad for p in problem.linear.parameters())
                 module.requires_grad_(wanted)
                 self.replacements[problem.name] = module
-            self.reports.append(_report(problem, candidates, index, module, self.settings))
+            self.reports.append(_report(problem, candidates, index, module, self.settings, note))
+
+
+def _check_propagation(
+    mixture: float | str | None, refit: bool, name: str, method: Method, form: str
+) -> None:
+    if isinstance(mixture, str):
+        valid = mixture == "adaptive"
+    else:
+        valid = mixture is None or (isinstance(mixture, int | float) and 0 <= mixture <= 1)
+    if not valid or isinstance(mixture, bool):
+        raise ValueError(
+            f'propagation must be None, "adaptive" or between 0 and 1, got {mixture!r}'
+        )
+    if mixture is not None and method.join is not None:
+        raise ValueError(
+            f"propagation: method={name!r} compresses layers of several blocks at once"
+        )
+    if refit and (mixture is None or form not in COMPRESSED_FORMS):
+        raise ValueError(
+            "refit needs propagation, and a form of low rank (interpolative, factored), got "
+            f"propagation={mixture!r}, form={form!r}"
+        )
 
 
 def collect(
@@ -279,12 +388,13 @@ def _report(
     index: int,
     module: nn.Module | None,
     settings: Settings,
+    note: str,
 ) -> LayerReport:
     weight = dense_weight(problem.linear)
     before = kept = weight_size(problem.linear)
     spectrum = candidates.spectrum
     rank = None if candidates.ranks is None else int(candidates.ranks[index])
-    notes = [problem.note] if problem.note else []
+    notes = [text for text in (problem.note, note) if text]
     output_error = weight_error = 0.0
     if module is None:
         notes.append(LEFT_DENSE)

@@ -25,6 +25,8 @@ class Method:
     ----------
     prepare : callable
         (problem, form, rank multiple) → :class:`Candidates`, for one layer.
+    propagation : float, "adaptive" or None
+        Whether it makes up for the errors of earlier blocks unless told otherwise.
     join : callable or None
         Where layers are not compressed one by one: (model, problems, ratio) → a list of
         :class:`LayerGroup`, in which every problem is a member of exactly one. `prepare` is then
@@ -52,6 +54,7 @@ class Method:
     predicts_loss: bool = False
     forms: tuple[str, ...] = LOW_RANK_FORMS
     allocation: str = "uniform"
+    propagation: float | str | None = None
     join: Callable[[nn.Module, Sequence[LayerProblem], float], list[LayerGroup]] | None = None
 
     def groups(
@@ -73,6 +76,9 @@ METHODS: dict[str, Method] = {
     "fwsvd": Method(fwsvd.prepare, gradients=True),
     "asvd": Method(asvd.prepare, inputs=True),
     "svd_llm": Method(svd_llm.prepare, inputs=True),
+    # The same problem, for the inputs that the compressed blocks before give, with a part of what
+    # they have lost made up for.
+    "saes": Method(svd_llm.prepare, inputs=True, propagation="adaptive"),
     "two_sided": Method(
         two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
     ),
