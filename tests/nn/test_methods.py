@@ -140,7 +140,7 @@ def test_a_method_of_ones_own(make_model, tokens, monkeypatch):
 
 def test_layers_can_be_compressed_together(make_model, tokens):
     # Each pair of up and gate is one group, of which either both lose all entries but one or none.
-    def join(model, problems, ratio):
+    def join(model, problems, ratio, form):
         together = {}
         for problem in problems:
             place, _, kind = problem.name.rpartition(".")

@@ -3,12 +3,13 @@
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SparseLinear
+from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SharedBasisLinear, SparseLinear
 
 __all__ = [
     "CompressionReport",
     "InterpolativeLinear",
     "LowRankLinear",
+    "SharedBasisLinear",
     "SparseLinear",
     "compress_llm",
     "load",

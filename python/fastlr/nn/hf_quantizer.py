@@ -13,14 +13,22 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SparseLinear
+from fastlr.nn.modules import (
+    InterpolativeLinear,
+    LowRankLinear,
+    SharedBasisLinear,
+    SparseLinear,
+)
 from fastlr.nn.modules.base import CompressedLinear
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
+# Of a layer without a basis of its own: the name of the one that lends it.
+LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
     "InterpolativeLinear": InterpolativeLinear,
     "LowRankLinear": LowRankLinear,
+    "SharedBasisLinear": SharedBasisLinear,
     "SparseLinear": SparseLinear,
 }
 
@@ -66,16 +74,24 @@ class FastlrConfig(QuantizationConfigMixin):
         """The description of the compressed layers of `model`."""
         import fastlr
 
-        layers = {
-            name: {"class": type(module).__name__, **module.structure()}
+        compressed = {
+            name: module
             for name, module in model.named_modules()
             if isinstance(module, CompressedLinear)
         }
+        layers = {
+            name: {"class": type(module).__name__, **module.structure()}
+            for name, module in compressed.items()
+        }
+        names = {id(module): name for name, module in compressed.items()}
+        for name, module in compressed.items():
+            if isinstance(module, SharedBasisLinear) and module.basis is None:
+                layers[name][LENDER] = names[id(module.lender)]
         return cls(layers, fastlr_version=fastlr.__version__)
 
     def build(self, name: str, dtype: torch.dtype | None) -> CompressedLinear:
         """An empty layer on the meta device, as `name` was."""
-        arguments = dict(self.layers[name])
+        arguments = {key: value for key, value in self.layers[name].items() if key != LENDER}
         kind = arguments.pop("class")
         if kind not in CLASSES:
             raise ValueError(
@@ -96,12 +112,16 @@ class FastlrQuantizer(HfQuantizer):
                 "a fastlr config describes a model that is compressed already; use "
                 "fastlr.nn.compress_llm to compress one"
             )
+        built: dict[str, Any] = {}
         for name in self.quantization_config.layers:
             own_name = _name_in(model, name)
             parent, _, child = own_name.rpartition(".")
             replaced = model.get_submodule(own_name)
-            layer = self.quantization_config.build(name, replaced.weight.dtype)
-            setattr(model.get_submodule(parent), child, layer)
+            built[name] = self.quantization_config.build(name, replaced.weight.dtype)
+            setattr(model.get_submodule(parent), child, built[name])
+        for name, description in self.quantization_config.layers.items():
+            if LENDER in description:
+                built[name].borrow(built[description[LENDER]])
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Refuse a checkpoint with holes, then hand back a model with plain weights."""

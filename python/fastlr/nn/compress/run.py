@@ -283,7 +283,8 @@ class CompressionRun:
         return student, report
 
     def _groups(self, model: nn.Module, problems: Sequence[LayerProblem]) -> list[LayerGroup]:
-        return self.settings.method.groups(model, problems, self.settings.ratio)
+        settings = self.settings
+        return settings.method.groups(model, problems, settings.ratio, settings.form)
 
     def _prepare(self, group: LayerGroup) -> Candidates:
         return group.prepare(self.settings.form, self.settings.multiple)
@@ -326,7 +327,7 @@ class CompressionRun:
                 wanted = any(p.requires_grad for p in problem.linear.parameters())
                 module.requires_grad_(wanted)
                 self.replacements[problem.name] = module
-            self.reports.append(_report(problem, candidates, index, module, self.settings, note))
+            self.reports.append(_report(problem, candidates, index, module, note))
 
 
 def _check_propagation(
@@ -387,7 +388,6 @@ def _report(
     candidates: Candidates,
     index: int,
     module: nn.Module | None,
-    settings: Settings,
     note: str,
 ) -> LayerReport:
     weight = dense_weight(problem.linear)
@@ -409,7 +409,7 @@ def _report(
         name=problem.name,
         shape=problem.shape,
         rank=rank,
-        form="dense" if module is None else settings.form,
+        form=getattr(module, "form", "dense"),
         side=getattr(module, "side", None),
         parameters_before=before[0],
         parameters_after=kept[0],

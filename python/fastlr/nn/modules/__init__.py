@@ -2,6 +2,7 @@
 
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
+from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 
-__all__ = ["InterpolativeLinear", "LowRankLinear", "SparseLinear"]
+__all__ = ["InterpolativeLinear", "LowRankLinear", "SharedBasisLinear", "SparseLinear"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class CompressedLinear(nn.Module, abc.ABC):
     any element. A checkpoint that holds it cannot be loaded into a dense layer: the shapes differ,
     and transformers raises an error instead of leaving the dense weights at random values.
     """
+
+    form: ClassVar[str]  # how the weight is stored, as reports call it
 
     in_features: int
     out_features: int
@@ -60,8 +62,8 @@ class CompressedLinear(nn.Module, abc.ABC):
         """The dense weight, ``out_features × in_features``, in float64."""
 
     @abc.abstractmethod
-    def _size(self) -> dict[str, int]:
-        """The argument that says how much of the weight is kept."""
+    def _size(self) -> dict[str, Any]:
+        """The arguments that say what of the weight is kept."""
 
     def to_dense(self) -> nn.Linear:
         """The dense ``torch.nn.Linear`` with the same weight and bias, in this layer's dtype.

@@ -86,6 +86,8 @@ class InterpolativeLinear(FactoredLinear):
     torch.Size([2, 8])
     """
 
+    form = "interpolative"
+
     order: Tensor
 
     def __init__(

@@ -67,6 +67,8 @@ class LowRankLinear(FactoredLinear):
     3
     """
 
+    form = "factored"
+
     def __init__(
         self,
         in_features: int,

@@ -73,6 +73,8 @@ class SparseLinear(CompressedLinear):
     True
     """
 
+    form = "sparse"
+
     mask: Tensor
 
     def __init__(

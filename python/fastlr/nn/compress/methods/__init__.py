@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from fastlr.nn.compress.forms import FORMS
-from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
+from fastlr.nn.compress.methods import (
+    afm,
+    asvd,
+    basis_sharing,
+    fwsvd,
+    sparse,
+    svd,
+    svd_llm,
+    two_sided,
+)
 from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
 
 LOW_RANK_FORMS = tuple(FORMS)
@@ -28,7 +37,7 @@ class Method:
     propagation : float, "adaptive" or None
         Whether it makes up for the errors of earlier blocks unless told otherwise.
     join : callable or None
-        Where layers are not compressed one by one: (model, problems, ratio) → a list of
+        Where layers are not compressed one by one: (model, problems, ratio, form) → a list of
         :class:`LayerGroup`, in which every problem is a member of exactly one. `prepare` is then
         for those that are alone.
     inputs, gradients : bool
@@ -55,14 +64,14 @@ class Method:
     forms: tuple[str, ...] = LOW_RANK_FORMS
     allocation: str = "uniform"
     propagation: float | str | None = None
-    join: Callable[[nn.Module, Sequence[LayerProblem], float], list[LayerGroup]] | None = None
+    join: Callable[[nn.Module, Sequence[LayerProblem], float, str], list[LayerGroup]] | None = None
 
     def groups(
-        self, model: nn.Module, problems: Sequence[LayerProblem], ratio: float
+        self, model: nn.Module, problems: Sequence[LayerProblem], ratio: float, form: str
     ) -> list[LayerGroup]:
         """What is compressed together: without `join`, each layer is alone."""
         if self.join is not None:
-            return self.join(model, problems, ratio)
+            return self.join(model, problems, ratio, form)
         return [LayerGroup(p.name, (p,), partial(self.prepare, p)) for p in problems]
 
 
@@ -79,6 +88,9 @@ METHODS: dict[str, Method] = {
     # The same problem, for the inputs that the compressed blocks before give, with a part of what
     # they have lost made up for.
     "saes": Method(svd_llm.prepare, inputs=True, propagation="adaptive"),
+    "basis_sharing": Method(
+        svd_llm.prepare, inputs=True, forms=COMPRESSED_FORMS, join=basis_sharing.join
+    ),
     "two_sided": Method(
         two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
     ),
