@@ -30,7 +30,14 @@ from harness import machine_line, markdown, seconds_of
 
 
 def main() -> None:
-    options = _options()
+    parser = options_of(__doc__)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["auto", *METHODS])
+    parser.add_argument("--allocations", nargs="+", help="instead of each method's own and uniform")
+    parser.add_argument("--form", help="of the weights; default: the method's first")
+    parser.add_argument("--heal-steps", type=int, default=0, help="steps of distillation")
+    parser.add_argument("--speed", action="store_true", help="measure tokens a second too")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
     texts = {"WikiText-2": tokenize(wikitext(options.test_text), tokenizer)}
     if options.second_text:
@@ -99,7 +106,7 @@ def statistics_of(model: Any, tokens: Tensor, options: argparse.Namespace) -> St
         return kept
     statistics = calibrate(
         model,
-        tokens,
+        None if options.own_text else tokens,
         samples=options.samples,
         seq_len=options.seq_len,
         gradients=True,
@@ -179,28 +186,24 @@ def _tell(row: dict[str, Any]) -> None:
     print(" ".join(str(value) for value in row.values()), file=sys.stderr, flush=True)
 
 
-def _options() -> argparse.Namespace:
+def options_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of a measurement on these texts."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="a directory that transformers reads, or a .gguf file")
     parser.add_argument("--test-text", type=Path, required=True, help="wiki.test.raw")
     parser.add_argument("--train-text", type=Path, required=True, help="wiki.train.raw")
     parser.add_argument("--second-text", type=Path, help="another text, of any kind")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.2, 0.3, 0.4])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["auto", *METHODS])
-    parser.add_argument("--allocations", nargs="+", help="instead of each method's own and uniform")
-    parser.add_argument("--form", help="of the weights; default: the method's first")
-    parser.add_argument("--heal-steps", type=int, default=0, help="steps of distillation")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--seq-len", type=int, default=1024, help="tokens in a window")
+    parser.add_argument("--own-text", action="store_true", help="calibrate on the model's own text")
     parser.add_argument("--statistics", type=Path, help="a file that keeps what calibration finds")
     parser.add_argument("--windows", type=int, default=20, help="evaluation windows")
-    parser.add_argument("--speed", action="store_true", help="measure tokens a second too")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--progress", action="store_true", help="show progress bars")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
