@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress.sparse_solver import fit_on_mask, inverse_diagonal, saliency
+from fastlr.nn.compress.sparse_solver import (
+    ascending_values,
+    fit_on_mask,
+    inverse_diagonal,
+    mask_of_largest,
+    saliency,
+)
 
 U = torch.finfo(torch.float64).eps
 
@@ -127,3 +133,16 @@ def test_no_weight_at_all_is_plain_magnitude():
 def test_a_matrix_that_is_not_positive_definite_is_refused():
     with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):
         inverse_diagonal(-torch.eye(3).double(), 3)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([2, 10**6]))
+def test_the_mask_is_that_of_a_stable_sort(rows, columns, seed, levels):
+    # With two levels nearly all entries are tied.
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (rows, columns), generator=generator).double()
+    order = scores.flatten().argsort(descending=True, stable=True)
+    assert torch.equal(ascending_values(scores), scores.flatten().sort().values)
+    for count in range(rows * columns + 1):
+        expected = torch.zeros(rows * columns, dtype=torch.bool)
+        expected[order[:count]] = True
+        assert torch.equal(mask_of_largest(scores, count).flatten(), expected)

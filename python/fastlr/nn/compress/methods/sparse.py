@@ -17,8 +17,10 @@ from fastlr.nn.compress.gram import power_of_two_above
 from fastlr.nn.compress.methods.two_sided import loss_weights
 from fastlr.nn.compress.problem import Candidates, LayerProblem
 from fastlr.nn.compress.sparse_solver import (
+    ascending_values,
     fit_on_mask,
     inverse_diagonal,
+    mask_of_largest,
     saliency,
     weighted,
 )
@@ -46,13 +48,10 @@ def prepare(problem: LayerProblem, form: str, multiple: int) -> Candidates:
         if index == len(counts):
             return None
         # Recomputed: the scores of all layers at once would take as much memory as the model.
-        scores = saliency(problem.weight, *inverses).flatten()
-        mask = torch.zeros_like(scores, dtype=torch.bool)
-        mask[scores.argsort(descending=True, stable=True)[: counts[index]]] = True
-        mask = mask.view(problem.shape)
+        mask = mask_of_largest(saliency(problem.weight, *inverses), counts[index])
         return SparseLinear.in_place_of(problem.linear, _fitted(problem, mask), mask)
 
-    ascending = saliency(problem.weight, *inverses).flatten().sort().values.cpu()
+    ascending = ascending_values(saliency(problem.weight, *inverses))
     lost = torch.cat((ascending.new_zeros(1), ascending.cumsum(0)))
     kept = torch.tensor([*counts, entries])
     return Candidates(
