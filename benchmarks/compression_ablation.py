@@ -28,7 +28,15 @@ from fastlr.nn.compress import (
 from fastlr.nn.compress.methods import METHODS, sparse
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown
-from wikitext_compression import load, options_of, perplexity_of, plain, statistics_of, wikitext
+from wikitext_compression import (
+    WIKITEXT,
+    load,
+    options_of,
+    perplexity_of,
+    plain,
+    statistics_of,
+    wikitext,
+)
 
 # Every k-th layer of a type is measured for the plot.
 _LAYERS_OF_A_TYPE = 8
@@ -39,7 +47,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write predicted against measured as an image")
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
-    texts = {"WikiText-2": tokenize(wikitext(options.test_text), tokenizer)}
+    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
     if options.second_text:
         texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
@@ -48,7 +56,7 @@ def main() -> None:
     if options.plot:
         plot(model, statistics, options)
         return
-    dense = {name: perplexity_of(model, tokens, options) for name, tokens in texts.items()}
+    dense = {name: perplexity_of(model, name, tokens, options) for name, tokens in texts.items()}
     rows = []
     for ratio in options.ratios:
         for name, (arguments, changed) in ablations().items():
@@ -62,7 +70,7 @@ def main() -> None:
                 )
             row: dict[str, Any] = {"ratio": str(ratio), "default": name}
             for text, tokens in texts.items():
-                found = perplexity_of(smaller, tokens, options)
+                found = perplexity_of(smaller, text, tokens, options)
                 row[f"{text} / dense"] = f"{found / dense[text]:.3f}"
             rows.append(row)
             print(*row.values(), file=sys.stderr, flush=True)

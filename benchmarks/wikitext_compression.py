@@ -28,6 +28,8 @@ from fastlr.nn.compress.methods import METHODS
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown, seconds_of
 
+WIKITEXT = "WikiText-2"
+
 
 def main() -> None:
     parser = options_of(__doc__)
@@ -39,19 +41,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
-    texts = {"WikiText-2": tokenize(wikitext(options.test_text), tokenizer)}
+    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
     if options.second_text:
         texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
 
-    dense = {name: perplexity_of(model, tokens, options) for name, tokens in texts.items()}
+    dense = {name: perplexity_of(model, name, tokens, options) for name, tokens in texts.items()}
     rows: list[dict[str, Any]] = [
         {
             "ratio": "dense",
             "method": "",
             "allocation": "",
             **{name: f"{value:.2f}" for name, value in dense.items()},
-            **speed(model, texts["WikiText-2"], options),
+            **speed(model, texts[WIKITEXT], options),
             "MB": megabytes(model),
         }
     ]
@@ -75,14 +77,14 @@ def main() -> None:
             report = smaller.fastlr_report
             row = {"ratio": str(ratio), "method": report.method, "allocation": report.allocation}
             for name, tokens in texts.items():
-                value = perplexity_of(smaller, tokens, options)
+                value = perplexity_of(smaller, name, tokens, options)
                 row[name] = f"{value:.2f}"
                 row[f"{name} / dense"] = f"{value / dense[name]:.3f}"
             before, after = report.model_before, report.model_after
             rows.append(
                 {
                     **row,
-                    **speed(smaller, texts["WikiText-2"], options),
+                    **speed(smaller, texts[WIKITEXT], options),
                     "output error": f"{report.mean_output_error:.4f}",
                     "linears removed": f"{report.ratio_achieved:.2%}",
                     "model removed": f"{1 - after.parameters / before.parameters:.2%}",
@@ -158,8 +160,10 @@ def plain(path: Path) -> str:
         return file.read()
 
 
-def perplexity_of(model: Any, tokens: Tensor, options: argparse.Namespace) -> float:
-    return perplexity(model, tokens, options.seq_len, windows=options.windows)
+def perplexity_of(model: Any, text: str, tokens: Tensor, options: argparse.Namespace) -> float:
+    """On the first windows of a text: the test text's, or those of the second one."""
+    windows = options.windows if text == WIKITEXT else options.second_windows
+    return perplexity(model, tokens, options.seq_len, windows=windows)
 
 
 def speed(model: Any, tokens: Tensor, options: argparse.Namespace) -> dict[str, str]:
@@ -201,6 +205,7 @@ def options_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--own-text", action="store_true", help="calibrate on the model's own text")
     parser.add_argument("--statistics", type=Path, help="a file that keeps what calibration finds")
     parser.add_argument("--windows", type=int, default=20, help="evaluation windows")
+    parser.add_argument("--second-windows", type=int, default=10, help="of the second text")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--progress", action="store_true", help="show progress bars")
     return parser
