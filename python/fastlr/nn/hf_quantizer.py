@@ -13,12 +13,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SparseLinear
+from fastlr.nn.modules import DictionaryLinear, InterpolativeLinear, LowRankLinear, SparseLinear
 from fastlr.nn.modules.base import CompressedLinear
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
 CLASSES: dict[str, type[CompressedLinear]] = {
+    "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
     "LowRankLinear": LowRankLinear,
     "SparseLinear": SparseLinear,

@@ -1,7 +1,8 @@
 """Layers that store a linear map in fewer numbers."""
 
+from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 
-__all__ = ["InterpolativeLinear", "LowRankLinear", "SparseLinear"]
+__all__ = ["DictionaryLinear", "InterpolativeLinear", "LowRankLinear", "SparseLinear"]
