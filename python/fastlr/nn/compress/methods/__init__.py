@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from fastlr.nn.compress.forms import FORMS
-from fastlr.nn.compress.methods import afm, asvd, fwsvd, sparse, svd, svd_llm, two_sided
+from fastlr.nn.compress.methods import (
+    afm,
+    asvd,
+    cospadi,
+    fwsvd,
+    rocket,
+    sparse,
+    svd,
+    svd_llm,
+    two_sided,
+)
 from fastlr.nn.compress.problem import Candidates, LayerProblem
 
 LOW_RANK_FORMS = tuple(FORMS)
@@ -67,6 +77,8 @@ METHODS: dict[str, Method] = {
         forms=("sparse",),
         allocation="loss",
     ),
+    "rocket": Method(rocket.prepare, inputs=True, forms=("dictionary",), allocation="knapsack"),
+    "cospadi": Method(cospadi.prepare, inputs=True, forms=("dictionary",)),
 }
 # The least share of the budget that must be left for values where each entry has a bit in a mask.
 _FOR_VALUES = 0.75
