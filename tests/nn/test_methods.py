@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn import SparseLinear
+from fastlr.nn import DictionaryLinear, SparseLinear, load
 from fastlr.nn.compress import (
     Candidates,
     Gram,
@@ -116,6 +116,49 @@ def test_sparse_is_near_its_prediction_and_no_worse_than_its_mask():
     assert 0.2 < reached / float(candidates.errors[index]) < 5
     assert float(candidates.errors[-1]) == 0
     assert candidates.build(len(candidates.sizes) - 1) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("method", "architecture"), [("rocket", "llama"), ("cospadi", "gpt2")])
+def test_dictionaries_keep_the_budget_and_load(
+    make_model, tokens, logits, tmp_path, method, architecture, dtype
+):
+    from transformers import AutoModelForCausalLM
+
+    make_model(architecture, dtype).save_pretrained(tmp_path / "dense")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=dtype)
+    dense = logits(model)
+    options = {"calibration": tokens, "samples": 12, "seq_len": 24, "progress": False}
+    compress_llm(model, 0.3, method=method, **options)
+    report = model.fastlr_report
+    expected = "knapsack" if method == "rocket" else "uniform"
+    assert (report.form, report.allocation) == ("dictionary", expected)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, DictionaryLinear)}
+    assert 0 < len(layers) <= len(report.layers)
+    assert {layer.name for layer in report.layers if layer.form == "dictionary"} == set(layers)
+    for name, module in layers.items():
+        assert module.weight_parameters() == report.layer(name).parameters_after
+        # In float32 the fit helps; the bits of bfloat16 are another error.
+        if dtype == torch.float32:
+            assert report.layer(name).output_error < report.layer(name).predicted_error
+    # The budget is rounded down to whole numbers, for each layer alone where it is uniform.
+    budget = 0.7 * report.parameters_before
+    assert budget - len(report.layers) - 1 <= report.parameters_after <= budget
+    assert 0 < (logits(model) - dense).norm() < dense.norm()
+    model.save_pretrained(tmp_path / "small")
+    again = load(tmp_path / "small")
+    assert torch.equal(logits(again), logits(model))
+    assert sum(isinstance(m, DictionaryLinear) for m in again.modules()) == len(layers)
+
+
+def test_dictionaries_lose_less_than_low_rank_of_the_same_size(make_model, tokens):
+    errors = {}
+    for method, form in (("rocket", None), ("cospadi", None), ("svd_llm", "factored")):
+        options = {"calibration": tokens, "samples": 12, "seq_len": 24, "progress": False}
+        model = make_model("llama")
+        compress_llm(model, 0.3, method=method, form=form, allocation="uniform", **options)
+        errors[method] = model.fastlr_report.mean_output_error
+    assert errors["cospadi"] < errors["rocket"] < 0.7 * errors["svd_llm"]
 
 
 def test_the_default_depends_on_what_masks_cost():

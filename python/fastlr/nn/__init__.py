@@ -3,10 +3,17 @@
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SharedBasisLinear, SparseLinear
+from fastlr.nn.modules import (
+    DictionaryLinear,
+    InterpolativeLinear,
+    LowRankLinear,
+    SharedBasisLinear,
+    SparseLinear,
+)
 
 __all__ = [
     "CompressionReport",
+    "DictionaryLinear",
     "InterpolativeLinear",
     "LowRankLinear",
     "SharedBasisLinear",

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
+    DictionaryLinear,
     InterpolativeLinear,
     LowRankLinear,
     SharedBasisLinear,
@@ -26,6 +27,7 @@ FORMAT_VERSION = 1
 # Of a layer without a basis of its own: the name of the one that lends it.
 LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
+    "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
     "LowRankLinear": LowRankLinear,
     "SharedBasisLinear": SharedBasisLinear,

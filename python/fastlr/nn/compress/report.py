@@ -30,7 +30,7 @@ class LayerReport:
     rank : int or None
         min(shape) for a layer that a low-rank method left dense; None for other methods.
     form : str
-        "interpolative", "factored", "shared_basis", "sparse" or "dense".
+        "interpolative", "factored", "shared_basis", "sparse", "dictionary" or "dense".
     side : str or None
         Of an interpolative layer, "rows" or "columns".
     parameters_before, parameters_after : int

@@ -87,15 +87,30 @@ def fit_on_mask(
     kept = mask.to(target.dtype)
     if left is None and right is None:
         return target * kept
-    left, rows = _unit_diagonal(left, target.shape[0], target)
-    right, columns = _unit_diagonal(right, target.shape[1], target)
-    scales = rows[:, None] * columns[None, :]
-
-    # Of the scaled weight what is missing, and of the scaled W' what is added to W on the mask.
-    missing = target * scales * (1 - kept)
+    missing = target * (1 - kept)
     gradient = weighted(missing, left, right)
     error = _dot(gradient, missing)
-    residual = gradient * kept
+    return target * kept + descent(gradient, error, kept, left, right, most=most)
+
+
+def descent(
+    gradient: Tensor,
+    error: float,
+    kept: Tensor,
+    left: Tensor | None,
+    right: Tensor | None,
+    *,
+    most: int,
+) -> Tensor:
+    """What to add to a matrix on its mask for nearly the least tr(H Δ G Δᵀ), see ``fit_on_mask``.
+
+    `gradient` is H Δ G and `error` its product with Δ, both before; `kept` is the mask as numbers.
+    """
+    left, rows = _unit_diagonal(left, gradient.shape[0], gradient)
+    right, columns = _unit_diagonal(right, gradient.shape[1], gradient)
+    scales = rows[:, None] * columns[None, :]
+
+    residual = gradient / scales * kept
     added = torch.zeros_like(residual)
     direction = residual.clone()
     square = _dot(residual, residual)
@@ -113,7 +128,7 @@ def fit_on_mask(
         following = _dot(residual, residual)
         direction.mul_(following / square).add_(residual)
         square = following
-    return target * kept + added / scales
+    return added / scales
 
 
 def weighted(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
@@ -127,6 +142,8 @@ def _unit_diagonal(matrix: Tensor | None, size: int, like: Tensor) -> tuple[Tens
     if matrix is None:
         return None, like.new_ones(size)
     roots = matrix.diagonal().sqrt()
+    # A row of zeros counts for nothing, at any scale.
+    roots = torch.where(roots > 0, roots, 1)
     return matrix / torch.outer(roots, roots), roots
 
 

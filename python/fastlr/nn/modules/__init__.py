@@ -1,8 +1,15 @@
 """Layers that store a linear map in fewer numbers."""
 
+from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 
-__all__ = ["InterpolativeLinear", "LowRankLinear", "SharedBasisLinear", "SparseLinear"]
+__all__ = [
+    "DictionaryLinear",
+    "InterpolativeLinear",
+    "LowRankLinear",
+    "SharedBasisLinear",
+    "SparseLinear",
+]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from fastlr.linalg.bit_mask import pack_mask, sparse_expand, sparse_linear, unpack_mask
-from fastlr.nn.modules.base import CompressedLinear, check_bias
+from fastlr.linalg.bit_mask import sparse_expand, sparse_linear
+from fastlr.nn.modules.base import check_bias
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.masked_linear import MaskedLinear, check_masked
 
 
-class SparseLinear(CompressedLinear):
+class SparseLinear(MaskedLinear):
     """A linear layer whose weight has only some of its entries, the others being zero.
 
     The entries that are kept are stored as they are, in row-major order, beside one bit for every
@@ -52,6 +51,7 @@ class SparseLinear(CompressedLinear):
     See Also
     --------
     InterpolativeLinear : fewer numbers by low rank.
+    DictionaryLinear : sparse combinations of a few rows.
 
     Notes
     -----
@@ -75,8 +75,6 @@ class SparseLinear(CompressedLinear):
 
     form = "sparse"
 
-    mask: Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -87,17 +85,7 @@ class SparseLinear(CompressedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        limit = out_features * in_features
-        if not 0 <= nonzeros <= limit:
-            raise ValueError(
-                f"SparseLinear: nonzeros must be between 0 and out_features·in_features = {limit}, "
-                f"got {nonzeros}"
-            )
-        self.nonzeros = nonzeros
-        self.values = nn.Parameter(torch.empty(nonzeros, device=device, dtype=dtype))
-        row_bytes = -(-in_features // 8)
-        empty = torch.empty(out_features, row_bytes, device=device, dtype=torch.uint8)
-        self.register_buffer("mask", empty)
+        self._create_entries(in_features, "in_features", nonzeros, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,14 +93,7 @@ class SparseLinear(CompressedLinear):
 
         The bias is zero.
         """
-        entries = self.out_features * self.in_features
-        kept = torch.zeros(entries, dtype=torch.bool, device=self.mask.device)
-        kept[torch.randperm(entries, device=self.mask.device)[: self.nonzeros]] = True
-        with torch.no_grad():
-            self.mask.copy_(pack_mask(kept.view(self.out_features, self.in_features)))
-        if self.nonzeros:
-            bound = math.sqrt(entries / (self.nonzeros * self.in_features))
-            nn.init.uniform_(self.values, -bound, bound)
+        self._draw_entries(1 / (3 * self.in_features))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -182,7 +163,8 @@ class SparseLinear(CompressedLinear):
         ValueError
             If the shapes do not fit together, or an entry of `weight` is not finite.
         """
-        _check_weight(cls.__name__, weight, mask, bias)
+        check_masked(cls.__name__, "weight", weight, mask)
+        check_bias(cls.__name__, bias, len(weight))
         out_features, in_features = weight.shape
         mask = mask.to(weight.device)
         layer = cls.unfilled(
@@ -194,8 +176,7 @@ class SparseLinear(CompressedLinear):
             dtype=dtype,
         )
         with torch.no_grad():
-            layer.values.copy_(weight[mask])
-            layer.mask.copy_(pack_mask(mask))
+            layer._store_entries(weight, mask)
             layer._store_bias(bias)
         return layer
 
@@ -207,43 +188,5 @@ class SparseLinear(CompressedLinear):
             weight, mask, dense_bias(linear), dtype=dense.dtype, device=dense.device
         )
 
-    def numbers_beside(self) -> int:
-        """The mask: its o·⌈i/8⌉ bytes as numbers of the layer's dtype, rounded up."""
-        return self.mask_numbers(self.out_features, self.in_features, self.values.dtype)
-
-    @staticmethod
-    def mask_numbers(out_features: int, in_features: int, dtype: torch.dtype) -> int:
-        """How many numbers of `dtype` the mask of such a layer takes up."""
-        return -(-out_features * -(-in_features // 8) // dtype.itemsize)
-
-    def damage(self) -> str | None:
-        if self.mask.is_meta:
-            return None
-        kept = unpack_mask(self.mask, self.in_features)
-        if not torch.equal(pack_mask(kept), self.mask):
-            return f"the mask has bits set behind its last column, {self.in_features - 1}"
-        count = int(kept.sum())
-        if count != len(self.values):
-            return f"the mask keeps {count} entries, but there are {len(self.values)} values"
-        return None
-
     def _size(self) -> dict[str, int]:
         return {"nonzeros": self.nonzeros}
-
-
-def _check_weight(owner: str, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-    if weight.ndim != 2 or mask.shape != weight.shape:
-        raise ValueError(
-            f"{owner}: weight and mask must be matrices of one shape, got shapes "
-            f"{tuple(weight.shape)} and {tuple(mask.shape)}"
-        )
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{owner}: mask must be bool, got {mask.dtype}")
-    check_bias(owner, bias, len(weight))
-    finite = torch.isfinite(weight)
-    if not bool(finite.all()):
-        row, column = (int(k) for k in (~finite).nonzero()[0])
-        raise ValueError(
-            f"{owner}: weight must be finite, got {float(weight[row, column])} at index "
-            f"({row}, {column})"
-        )

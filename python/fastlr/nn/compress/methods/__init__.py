@@ -14,7 +14,9 @@ from fastlr.nn.compress.methods import (
     afm,
     asvd,
     basis_sharing,
+    cospadi,
     fwsvd,
+    rocket,
     sparse,
     svd,
     svd_llm,
@@ -102,6 +104,8 @@ METHODS: dict[str, Method] = {
         forms=("sparse",),
         allocation="loss",
     ),
+    "rocket": Method(rocket.prepare, inputs=True, forms=("dictionary",), allocation="knapsack"),
+    "cospadi": Method(cospadi.prepare, inputs=True, forms=("dictionary",)),
 }
 # The least share of the budget that must be left for values where each entry has a bit in a mask.
 _FOR_VALUES = 0.75
