@@ -3,7 +3,13 @@
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
-from fastlr.nn.modules import InterpolativeLinear, LowRankLinear, SharedBasisLinear, SparseLinear
+from fastlr.nn.modules import (
+    InterpolativeLinear,
+    LowRankLinear,
+    SharedBasisLinear,
+    SparseLinear,
+    SubsetLinear,
+)
 
 __all__ = [
     "CompressionReport",
@@ -11,6 +17,7 @@ __all__ = [
     "LowRankLinear",
     "SharedBasisLinear",
     "SparseLinear",
+    "SubsetLinear",
     "compress_llm",
     "load",
     "perplexity",

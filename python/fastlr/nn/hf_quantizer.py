@@ -18,6 +18,7 @@ from fastlr.nn.modules import (
     LowRankLinear,
     SharedBasisLinear,
     SparseLinear,
+    SubsetLinear,
 )
 from fastlr.nn.modules.base import CompressedLinear
 
@@ -30,6 +31,7 @@ CLASSES: dict[str, type[CompressedLinear]] = {
     "LowRankLinear": LowRankLinear,
     "SharedBasisLinear": SharedBasisLinear,
     "SparseLinear": SparseLinear,
+    "SubsetLinear": SubsetLinear,
 }
 
 
