@@ -25,9 +25,21 @@ app = typer.Typer(
 )
 
 Method = Literal[
-    "auto", "sparse", "two_sided", "svd_llm", "asvd", "fwsvd", "afm", "lord", "welore", "svd"
+    "auto",
+    "sparse",
+    "two_sided",
+    "svd_llm",
+    "saes",
+    "basis_sharing",
+    "modegpt",
+    "asvd",
+    "fwsvd",
+    "afm",
+    "lord",
+    "welore",
+    "svd",
 ]
-Form = Literal["interpolative", "factored", "dense", "sparse"]
+Form = Literal["interpolative", "factored", "dense", "sparse", "structured"]
 Allocation = Literal["loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -400,6 +400,8 @@ def _report(
         notes.append(LEFT_DENSE)
     else:
         composed = composed_weight(module)
+        if candidates.restored is not None:
+            composed = candidates.restored(index, problem.name, composed)
         kept = weight_size(module)
         weight_error = relative_error(weight, composed, None)
         if problem.inputs is not None:

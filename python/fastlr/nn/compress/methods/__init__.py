@@ -15,6 +15,7 @@ from fastlr.nn.compress.methods import (
     asvd,
     basis_sharing,
     fwsvd,
+    modegpt,
     sparse,
     svd,
     svd_llm,
@@ -91,6 +92,7 @@ METHODS: dict[str, Method] = {
     "basis_sharing": Method(
         svd_llm.prepare, inputs=True, forms=COMPRESSED_FORMS, join=basis_sharing.join
     ),
+    "modegpt": Method(modegpt.prepare, inputs=True, forms=("structured",), join=modegpt.join),
     "two_sided": Method(
         two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
     ),
