@@ -505,3 +505,13 @@ def test_the_share_of_one_kind(make_model, batch):
         assert layer.form == ("structured" if ".mlp." in layer.name else "dense")
         if ".mlp." in layer.name:
             assert layer.parameters_after == 0.5 * layer.parameters_before
+
+
+def test_cut_candidates_are_put_back_too():
+    candidates = unit_candidates(mlp_of(hidden_units()))
+    cut = candidates.cut(60, 120)
+    assert cut.sizes.tolist() == [60, 72, 84, 96, 108, 120]  # 7 + 5 numbers a unit
+    new = cut.build(2)["down"].compose()
+    restored = cut.restored(2, "down", new)
+    assert torch.equal(restored, candidates.restored(6, "down", new))
+    assert int(restored.any(0).sum()) == 7
