@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from fastlr.nn import InterpolativeLinear, SubsetLinear, compress_llm, load
-from fastlr.nn.compress import Gram, LayerProblem, calibrate
+from fastlr.nn.compress import Gram, LayerProblem, Statistics, calibrate
+from fastlr.nn.compress.blocks import find_blocks
+from fastlr.nn.compress.calibration import Batch
+from fastlr.nn.compress.influence import block_influences
 from fastlr.nn.compress.methods import METHODS
 from fastlr.nn.compress.methods.modegpt import _DAMPING, unit_candidates
 from fastlr.nn.compress.run import relative_error, weight_size
 from fastlr.nn.compress.structure import Mlp
 from fastlr.nn.modules.base import composed_weight
 from fastlr.nn.modules.replace import replace_modules
+from fastlr.nn.progress import Progress
 
 U = torch.finfo(torch.float64).eps
 
@@ -37,13 +41,17 @@ def outputs_of(model, *names):
     seen = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: seen[name].append(output.detach())
+            lambda module, args, output, name=name: seen[name].append(first_of(output))
         )
         for name in names
     ]
     yield seen
     for handle in handles:
         handle.remove()
+
+
+def first_of(output):
+    return (output[0] if isinstance(output, tuple) else output).detach()
 
 
 @pytest.fixture
@@ -381,9 +389,9 @@ def test_saved_and_loaded(architecture, make_model, batch, prompt, logits, tmp_p
     make_model(architecture).save_pretrained(tmp_path / "dense")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
     widest = max(len(p) for name, p in model.named_parameters() if "norm" not in name)
-    compress_llm(model, 0.3, method="modegpt", calibration=[batch], progress=False)
-    report = model.fastlr_report
-    assert (report.form, report.allocation) == ("structured", "uniform")
+    options = {"calibration": [batch], "allocation": "uniform", "progress": False}
+    report = compress_llm(model, 0.3, method="modegpt", **options).fastlr_report
+    assert (report.method, report.form) == ("modegpt", "structured")
     # One of four pairs of a head is a quarter of its queries and keys: the budget is coarse here.
     assert 0.3 <= report.ratio_achieved < 0.36
     smaller = [m for m in model.modules() if isinstance(m, SubsetLinear)]
@@ -515,3 +523,60 @@ def test_cut_candidates_are_put_back_too():
     restored = cut.restored(2, "down", new)
     assert torch.equal(restored, candidates.restored(6, "down", new))
     assert int(restored.any(0).sum()) == 7
+
+
+# The influence of the blocks.
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_influence_is_one_minus_the_cosine(architecture, make_model, batch):
+    model = make_model(architecture, torch.float64)
+    stack = find_blocks(model)
+    mask = torch.ones_like(batch)
+    mask[::2, :9] = 0
+    batches = [Batch(batch), Batch(batch.flip(0), mask)]
+    cosines = [[], []]
+    with torch.no_grad():
+        for one in batches:
+            names = [stack.block_name(k) for k in range(2)]
+            with outputs_of(model, *names) as seen:
+                states = model(
+                    one.input_ids, attention_mask=one.attention_mask, output_hidden_states=True
+                ).hidden_states
+            states = [states[0], *(s[0] for s in seen.values())]
+            keep = torch.ones_like(batch) if one.attention_mask is None else one.attention_mask
+            for k in range(2):
+                both = (states[k] * states[k + 1]).sum(-1)
+                lengths = states[k].norm(dim=-1) * states[k + 1].norm(dim=-1)
+                cosines[k].append((both / lengths)[keep != 0])
+    found = block_influences(model, stack, batches, Progress(False))
+    for influence, values in zip(found, cosines, strict=True):
+        # A mean of 550 cosines.
+        assert influence == pytest.approx(1 - float(torch.cat(values).mean()), abs=1e3 * U)
+        assert 0 < influence < 1
+
+
+def test_the_block_that_does_least_loses_most(make_model, batch):
+    model = make_model("llama")
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.model.layers[0].get_submodule(name).weight.mul_(0.3)
+    compress_llm(model, 0.3, method="modegpt", calibration=[batch], progress=False)
+    left = [
+        sum(r.parameters_after for r in model.fastlr_report.layers if f".layers.{k}." in r.name)
+        for k in range(2)
+    ]
+    assert left[0] < 0.8 * left[1]
+    assert model.fastlr_report.allocation == "block_influence"
+    assert model.fastlr_report.seconds["measuring"] > 0
+
+
+def test_statistics_without_their_tokens(make_model, batch):
+    model = make_model("llama")
+    statistics = calibrate(model, [batch], progress=False)
+    alone = Statistics(statistics.grams, statistics.tokens)
+    with pytest.raises(ValueError, match='allocation="block_influence" needs calibration text'):
+        compress_llm(model, 0.3, method="modegpt", calibration=alone, progress=False)
+    compress_llm(
+        model, 0.3, method="modegpt", allocation="uniform", calibration=alone, progress=False
+    )

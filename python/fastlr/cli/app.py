@@ -40,7 +40,9 @@ Method = Literal[
     "svd",
 ]
 Form = Literal["interpolative", "factored", "dense", "sparse", "structured"]
-Allocation = Literal["loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore"]
+Allocation = Literal[
+    "loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore", "block_influence"
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ModelArgument = Annotated[

@@ -89,7 +89,8 @@ def compress_llm(
         the least predicted increase of the model's loss, with predictions that are first corrected
         by measuring two layers of each type; and "uniform", the same `ratio` everywhere, for the
         others. Also "knapsack" (least sum of relative errors, none far above their mean),
-        "svd_llm_v2", "d_rank" and "welore" (of low-rank methods), as published; or a mapping from
+        "svd_llm_v2", "block_influence" (more from the blocks that change the hidden states least),
+        "d_rank" and "welore" (of low-rank methods), as published; or a mapping from
         names or patterns of layers to the share to remove from each.
     max_layer_ratio : float, optional
         The most to remove from any layer, at least `ratio`.

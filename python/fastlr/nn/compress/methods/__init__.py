@@ -92,7 +92,13 @@ METHODS: dict[str, Method] = {
     "basis_sharing": Method(
         svd_llm.prepare, inputs=True, forms=COMPRESSED_FORMS, join=basis_sharing.join
     ),
-    "modegpt": Method(modegpt.prepare, inputs=True, forms=("structured",), join=modegpt.join),
+    "modegpt": Method(
+        modegpt.prepare,
+        inputs=True,
+        forms=("structured",),
+        allocation="block_influence",
+        join=modegpt.join,
+    ),
     "two_sided": Method(
         two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
     ),
