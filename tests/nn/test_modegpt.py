@@ -367,6 +367,56 @@ def test_the_report_has_the_error_of_the_attention_s_output(architecture, make_m
     assert 0 < reported[values.name] < 1
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen"])
+def test_one_token_over_and_over(architecture, make_model):
+    model = make_model(architecture, torch.float64)
+    same = torch.full((2, 20), 7)
+    with torch.no_grad():
+        expected = model(same).logits
+    for name, (_, candidates) in parts_of(model, same).items():
+        assert bool(torch.isfinite(candidates.errors).all())
+        if "q_proj" in name:
+            continue  # a product of many dimensions, of which none may go
+        smaller = copy.deepcopy(model)
+        # One kept dimension of each head, or unit, is enough for the one input that there is.
+        index = 0 if "v_proj" in name else int((candidates.relative_errors > 1e-8).sum())
+        replace_modules(smaller, candidates.build(index))
+        with torch.no_grad():
+            found = smaller(same).logits
+        # As where nothing is lost: the damping of the units shows.
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_scale_of_all_moments_does_not_matter(make_model, batch):
+    model = make_model("llama", torch.float64)
+    statistics = calibrate(model, [batch], progress=False)
+    found = []
+    for factor in (1.0, 1e3, 2.0**200):
+        problems = [
+            LayerProblem(name, model.get_submodule(name), Gram(gram.matrix * factor))
+            for name, gram in statistics.grams.items()
+        ]
+        found.append(METHODS["modegpt"].groups(model, problems, 0.3, "structured"))
+    for groups in zip(*found, strict=True):
+        first, *others = (group.prepare("structured", 1) for group in groups)
+        index = len(first.sizes) // 2
+        for other in others:
+            errors = first.relative_errors
+            torch.testing.assert_close(other.relative_errors, errors, rtol=1e-9, atol=1e-12)
+            for name, layer in first.build(index).items():
+                same = other.build(index)[name]
+                # Bases of values may differ in their signs, what they stand for does not.
+                weights = (c.restored or restored_as_it_is for c in (first, other))
+                pair = [
+                    w(index, name, m.compose()) for w, m in zip(weights, (layer, same), strict=True)
+                ]
+                torch.testing.assert_close(*pair, rtol=1e-6, atol=1e-7)
+
+
+def restored_as_it_is(index, name, weight):
+    return weight
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "qwen", "opt", "gpt2"])
 def test_all_that_is_stored_is_counted(architecture, dtype, make_model, batch):
@@ -459,7 +509,7 @@ def test_what_does_not_fit_is_compressed_alone(kind, changes, alone, why, batch)
         module = model.get_submodule(layer.name)
         if layer.name.rpartition(".")[2].startswith(alone):
             assert isinstance(module, InterpolativeLinear)
-            assert layer.note == f"of low rank, by svd_llm: {layer.note.partition(': ')[2]}"
+            assert layer.note == f"compressed alone, by svd_llm: {layer.note.partition(': ')[2]}"
             assert layer.note.endswith(why)
         else:
             assert isinstance(module, SubsetLinear)

@@ -151,11 +151,11 @@ def value_candidates(attention: Attention) -> Candidates:
     values, output = attention.values, attention.output
     heads, sharing, width = attention.key_heads, attention.sharing, attention.head_dim
     weight, inputs = _with_bias(values)
-    read = output.weight.view(-1, heads, sharing, width)
+    read = output.weight.reshape(-1, heads, sharing, width)
     importances = torch.einsum("okjs,okjt->kst", read, read)
     solutions = [
         solve(head, inputs, left=importance)
-        for head, importance in zip(weight.view(heads, width, -1), importances, strict=True)
+        for head, importance in zip(weight.reshape(heads, width, -1), importances, strict=True)
     ]
 
     def subspaces(count: int) -> Iterator[_Subspace]:
@@ -225,15 +225,16 @@ def _groups(part: Mlp | Attention | LayerProblem) -> Iterator[LayerGroup]:
 
 
 def _group(members: tuple[LayerProblem, ...], found: Callable[[], Candidates]) -> LayerGroup:
-    parent, _, first = members[0].name.rpartition(".")
-    children = [first, *(problem.name.rpartition(".")[2] for problem in members[1:])]
-    name = "+".join(children)
-    # Ranks need not be multiples of anything here, and there is one form.
-    return LayerGroup(f"{parent}.{name}", members, lambda form, multiple: found())
+    parent = members[0].name.rpartition(".")[0]
+    children = "+".join(problem.name.rpartition(".")[2] for problem in members)
+    # There is one form, and multiples are asked of ranks only.
+    return LayerGroup(f"{parent}.{children}", members, lambda form, multiple: found())
 
 
 def _alone(problem: LayerProblem, why: str) -> LayerGroup:
-    note = "; ".join(part for part in (problem.note, f"of low rank, by svd_llm: {why}") if part)
+    note = "; ".join(
+        part for part in (problem.note, f"compressed alone, by svd_llm: {why}") if part
+    )
     return LayerGroup(problem.name, (replace(problem, note=note),), partial(prepare, problem))
 
 
