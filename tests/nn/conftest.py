@@ -62,7 +62,25 @@ def _gpt2(**changes):
     )
 
 
-ARCHITECTURES = {"llama": _llama, "qwen": _qwen, "gpt2": _gpt2}
+def _opt(**changes):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(  # biases everywhere, learned positions, fc1 and fc2 beside the attention
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=72,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+ARCHITECTURES = {"llama": _llama, "qwen": _qwen, "gpt2": _gpt2, "opt": _opt}
 
 
 @pytest.fixture

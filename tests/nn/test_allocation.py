@@ -264,7 +264,9 @@ def test_steps_back_and_forth():
 def test_bad_arguments():
     found, dense = spectra(1)
     budget = Budget(found, dense, 0.4, {})
-    with pytest.raises(ValueError, match="allocation must be one of d_rank, knapsack, loss"):
+    with pytest.raises(
+        ValueError, match="allocation must be one of block_influence, d_rank, knapsack, loss"
+    ):
         allocate(budget, "magic")
     with pytest.raises(ValueError, match=r"allocation\['q_proj'\] must be at least 0 and below 1"):
         allocate(budget, {"q_proj": 1.5})
@@ -280,3 +282,39 @@ def test_bad_arguments():
         candidates([2, 2], [1.0, 0.0])
     with pytest.raises(ValueError, match="vectors of one length"):
         candidates([2, 3], [1.0])
+
+
+def fine(size=1000):
+    """A layer of which any number of entries can be kept."""
+    errors = torch.linspace(1, 0, size, dtype=torch.float64).tolist()
+    return candidates(list(range(1, size + 1)), errors)
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_the_blocks_that_do_little_lose_most(compared):
+    found = {name: fine() for name in "abc"}
+    found["b"] = Candidates(
+        found["b"].sizes, found["b"].errors, 1.0, lambda index: None, compared=compared
+    )
+    # With 0.1 as the unit, removed in proportion 4 : 2 : 1.
+    influences = {"a": 0.3, "b": 0.3 + 0.1 * math.log(2), "c": 0.3 + 0.1 * math.log(4)}
+    budget = Budget(found, dict.fromkeys("abc", 1000), 0.35, {}, influences)
+    chosen = allocate(budget, "block_influence")
+    removed = [1000 - int(found[name].sizes[chosen[name]]) for name in "abc"]
+    # 1050 numbers in all; rounding to whole ones may move one from each to another.
+    assert removed == pytest.approx([600, 300, 150], abs=2)
+    alike = allocate(Budget(found, budget.dense, 0.35, {}), "block_influence")
+    assert all(abs(1000 - int(found[n].sizes[k]) - 350) <= 2 for n, k in alike.items())
+
+
+def test_no_block_loses_more_than_it_has():
+    found = {name: fine() for name in "abc"}
+    influences = {"a": 0.0, "b": 1.0, "c": 1.0}
+    budget = Budget(found, dict.fromkeys("abc", 1000), 0.6, {}, influences)
+    chosen = allocate(budget, "block_influence")
+    kept = {name: int(found[name].sizes[k]) for name, k in chosen.items()}
+    assert kept["a"] == 1
+    assert kept["b"] + kept["c"] == 1199
+    assert abs(kept["b"] - kept["c"]) <= 2
+    capped = allocate(budget, "block_influence", cap=0.7)
+    assert int(found["a"].sizes[capped["a"]]) == 300

@@ -31,6 +31,9 @@ Method = Literal[
     "rocket",
     "cospadi",
     "svd_llm",
+    "saes",
+    "basis_sharing",
+    "modegpt",
     "asvd",
     "fwsvd",
     "afm",
@@ -38,8 +41,10 @@ Method = Literal[
     "welore",
     "svd",
 ]
-Form = Literal["interpolative", "factored", "dense", "sparse", "dictionary"]
-Allocation = Literal["loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore"]
+Form = Literal["interpolative", "factored", "dense", "sparse", "dictionary", "structured"]
+Allocation = Literal[
+    "loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore", "block_influence"
+]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ModelArgument = Annotated[

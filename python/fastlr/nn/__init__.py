@@ -9,6 +9,7 @@ from fastlr.nn.modules import (
     LowRankLinear,
     SharedBasisLinear,
     SparseLinear,
+    SubsetLinear,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LowRankLinear",
     "SharedBasisLinear",
     "SparseLinear",
+    "SubsetLinear",
     "compress_llm",
     "load",
     "perplexity",

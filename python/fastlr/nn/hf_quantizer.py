@@ -19,6 +19,7 @@ from fastlr.nn.modules import (
     LowRankLinear,
     SharedBasisLinear,
     SparseLinear,
+    SubsetLinear,
 )
 from fastlr.nn.modules.base import CompressedLinear
 
@@ -32,6 +33,7 @@ CLASSES: dict[str, type[CompressedLinear]] = {
     "LowRankLinear": LowRankLinear,
     "SharedBasisLinear": SharedBasisLinear,
     "SparseLinear": SparseLinear,
+    "SubsetLinear": SubsetLinear,
 }
 
 

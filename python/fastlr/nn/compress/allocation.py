@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -32,12 +32,15 @@ class Budget:
         The share of all of them to remove.
     factors : mapping from layer name to float
         What the predicted errors of a layer are multiplied by to be comparable with the others'.
+    influences : mapping from layer name to float
+        How much the layer's block changes the hidden states; 0 where it is not known.
     """
 
     candidates: Mapping[str, Candidates]
     dense: Mapping[str, int]
     ratio: float
     factors: Mapping[str, float]
+    influences: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def numbers(self) -> int:
@@ -54,7 +57,7 @@ class Budget:
         others = {name: c for name, c in self.candidates.items() if name not in names}
         dense = {name: self.dense[name] for name in others}
         left = (self.numbers - spent) / max(sum(dense.values()), 1)
-        return Budget(others, dense, 1 - left, self.factors)
+        return replace(self, candidates=others, dense=dense, ratio=1 - left)
 
 
 Choice = dict[str, int]
@@ -177,6 +180,32 @@ def loss(budget: Budget) -> Choice:
     return spend_rest(budget, solve_knapsack(budget.candidates, costs, budget.numbers))
 
 
+# The differences of influence that count: a block with so much less loses e times as much.
+_INFLUENCE_SCALE = 0.1
+
+
+def block_influence(budget: Budget) -> Choice:
+    """Shares removed in proportion to exp(−influence of the block / 0.1).
+
+    C.-H. Lin et al., "MoDeGPT: Modular decomposition for large language model compression", ICLR
+    2025, whose softmax over the blocks that is.
+    """
+    least = min(budget.influences.values(), default=0.0)
+    weights = {
+        name: math.exp((least - budget.influences.get(name, 0.0)) / _INFLUENCE_SCALE)
+        for name in budget.candidates
+    }
+
+    def at(factor: float) -> Choice:
+        return {
+            name: c.within(budget.dense[name] * (1 - min(factor * weights[name], 1.0)))
+            for name, c in budget.candidates.items()
+        }
+
+    _, removed = _bisected(lambda factor: _size(budget, at(factor)) <= budget.numbers, 2.0**20)
+    return spend_rest(budget, at(removed))
+
+
 ALLOCATIONS: dict[str, Callable[[Budget], Choice]] = {
     "uniform": uniform,
     "svd_llm_v2": svd_llm_v2,
@@ -184,6 +213,7 @@ ALLOCATIONS: dict[str, Callable[[Budget], Choice]] = {
     "welore": welore,
     "knapsack": knapsack,
     "loss": loss,
+    "block_influence": block_influence,
 }
 
 
@@ -213,12 +243,12 @@ def allocate(
             name: c.cut(budget.dense[name] * (1 - cap), math.inf)
             for name, c in budget.candidates.items()
         }
-        chosen = allocate(Budget(offered, budget.dense, budget.ratio, budget.factors), allocation)
+        chosen = allocate(replace(budget, candidates=offered), allocation)
         return _indices_in(budget.candidates, offered, chosen)
     if isinstance(allocation, Mapping):
         return _given(budget, allocation)
     unknown = {name for name, c in budget.candidates.items() if not c.compared}
-    if allocation == "uniform" or not unknown:
+    if allocation in ("uniform", "block_influence") or not unknown:
         return ALLOCATIONS[allocation](budget)
     # Errors in another unit cannot be weighed against the others'.
     chosen = {name: k for name, k in uniform(budget).items() if name in unknown}

@@ -74,7 +74,7 @@ class _Call:
             output = block(*self.args, **{**self.kwargs, "hidden_states": hidden})
         else:
             output = block(hidden, *self.args, **self.kwargs)
-        return _hidden_of(output)
+        return hidden_of(output)
 
 
 class BlockWalk:
@@ -171,7 +171,7 @@ class BlockWalk:
 
         def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             nonlocal last_output, only_hidden
-            last_output = _hidden_of(output)
+            last_output = hidden_of(output)
             handed_on.append(_repeat_structure(output))
             only_hidden = only_hidden and _is_only_hidden(output)
             if len(calls) == len(blocks):
@@ -232,7 +232,8 @@ def _hand_on(repeat: Callable[[Tensor], Any]) -> Callable[..., Any]:
     return forward
 
 
-def _hidden_of(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns."""
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor):
         raise ValueError(

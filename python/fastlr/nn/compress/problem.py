@@ -87,6 +87,9 @@ class Candidates:
         The rank of each candidate.
     compared : bool
         False for a layer of which nothing is known: its errors mean nothing beside the others'.
+    restored : callable or None
+        Where new layers have other inputs or outputs than the dense ones: (index, layer name,
+        o' × i' weight of the new layer) → the o × i weight that it stands for.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class Candidates:
     spectrum: Tensor | None = None
     ranks: Tensor | None = None
     compared: bool = True
+    restored: Callable[[int, str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.sizes.ndim != 1 or self.sizes.shape != self.errors.shape or not len(self.sizes):
@@ -134,11 +138,13 @@ class Candidates:
         if not len(inside):
             inside = torch.tensor([self.within(most)])
         first, last = int(inside[0]), int(inside[-1]) + 1
+        restored = self.restored
         return replace(
             self,
             sizes=self.sizes[first:last],
             errors=self.errors[first:last],
             build=lambda index: self.build(first + index),
+            restored=restored and (lambda index, *of: restored(first + index, *of)),
             ranks=None if self.ranks is None else self.ranks[first:last],
         )
 

@@ -30,7 +30,8 @@ class LayerReport:
     rank : int or None
         min(shape) for a layer that a low-rank method left dense; None for other methods.
     form : str
-        "interpolative", "factored", "shared_basis", "sparse", "dictionary" or "dense".
+        "interpolative", "factored", "shared_basis", "sparse", "dictionary", "structured" or
+        "dense".
     side : str or None
         Of an interpolative layer, "rows" or "columns".
     parameters_before, parameters_after : int
@@ -42,7 +43,8 @@ class LayerReport:
         its own norm: ‖(W − W')X‖² / ‖WX‖² for "svd_llm".
     output_error : float or None
         ‖(W − W')X‖² / ‖WX‖² on the calibration inputs, with the weights as they are stored. None
-        where the inputs are not known.
+        where the inputs are not known. Of a layer that has other inputs or outputs than the dense
+        one, W' is what it stands for between those.
     weight_error : float
         ‖W − W'‖² / ‖W‖² with the weights as they are stored.
     note : str

@@ -17,6 +17,7 @@ from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.gradients import collect_with_gradients
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport, Student, heal
+from fastlr.nn.compress.influence import block_influences
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
 from fastlr.nn.compress.methods import (
     COMPRESSED_FORMS,
@@ -105,7 +106,8 @@ class Settings:
     @property
     def needs_calibration(self) -> bool:
         """Whether anything has to be run through the model."""
-        return self.method.inputs or self.method.gradients or self.propagation is not None
+        measured = self.allocation == "block_influence" or self.propagation is not None
+        return self.method.inputs or self.method.gradients or measured
 
     @property
     def block_by_block(self) -> bool:
@@ -127,6 +129,7 @@ class CompressionRun:
     replacements: dict[str, nn.Module] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
     predictions: list[LossPrediction] = field(default_factory=list)
+    influences: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     batches: list[Batch] = field(default_factory=list)
     seconds: dict[str, float] = field(
@@ -202,6 +205,10 @@ class CompressionRun:
             budget = self._budget(groups, candidates, {})
             self.predictions = measure_layers(model, budget, statistics.batches, bar)
             factors = factors_of(self.predictions, candidates)
+            self.seconds["measuring"] = time.perf_counter() - began
+        if self.settings.allocation == "block_influence":
+            began = time.perf_counter()
+            self.influences = self._influences(model, stack, blocks, groups, bar)
             self.seconds["measuring"] = time.perf_counter() - began
         chosen = self._allocate(groups, candidates, factors)
         if self.settings.propagation is not None:
@@ -289,6 +296,30 @@ class CompressionRun:
     def _prepare(self, group: LayerGroup) -> Candidates:
         return group.prepare(self.settings.form, self.settings.multiple)
 
+    def _influences(
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Blocks,
+        groups: Sequence[LayerGroup],
+        bar: Progress,
+    ) -> dict[str, float]:
+        """Of each group, that of its block; the mean of several."""
+        if not self.batches:
+            raise ValueError(
+                'allocation="block_influence" needs calibration text to run through the model'
+            )
+        measured = block_influences(model, stack, self.batches, bar)
+        of_layer = {
+            name: influence
+            for block, influence in zip(blocks, measured, strict=True)
+            for name in block
+        }
+        return {
+            group.name: sum(of_layer[p.name] for p in group.members) / len(group.members)
+            for group in groups
+        }
+
     def _budget(
         self,
         groups: Sequence[LayerGroup],
@@ -296,7 +327,7 @@ class CompressionRun:
         factors: Mapping[str, float],
     ) -> Budget:
         dense = {group.name: group.entries for group in groups}
-        return Budget(candidates, dense, self.settings.ratio, factors)
+        return Budget(candidates, dense, self.settings.ratio, factors, self.influences)
 
     def _allocate(
         self,
@@ -400,6 +431,8 @@ def _report(
         notes.append(LEFT_DENSE)
     else:
         composed = composed_weight(module)
+        if candidates.restored is not None:
+            composed = candidates.restored(index, problem.name, composed)
         kept = weight_size(module)
         weight_error = relative_error(weight, composed, None)
         if problem.inputs is not None:

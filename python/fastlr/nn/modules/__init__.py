@@ -5,6 +5,7 @@ from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
+from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
     "DictionaryLinear",
@@ -12,4 +13,5 @@ __all__ = [
     "LowRankLinear",
     "SharedBasisLinear",
     "SparseLinear",
+    "SubsetLinear",
 ]

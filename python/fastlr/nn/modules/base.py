@@ -61,6 +61,10 @@ class CompressedLinear(nn.Module, abc.ABC):
     def compose(self) -> Tensor:
         """The dense weight, ``out_features × in_features``, in float64."""
 
+    def composed_bias(self) -> Tensor | None:
+        """The bias of all outputs, or None."""
+        return self.bias
+
     @abc.abstractmethod
     def _size(self) -> dict[str, Any]:
         """The arguments that say what of the weight is kept."""
@@ -80,8 +84,9 @@ class CompressedLinear(nn.Module, abc.ABC):
         )
         with torch.no_grad():
             linear.weight.copy_(self.compose())
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
+            bias = self.composed_bias()
+            if bias is not None:
+                linear.bias.copy_(bias)
         return linear.train(self.training)
 
     @classmethod

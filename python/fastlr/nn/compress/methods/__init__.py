@@ -16,6 +16,7 @@ from fastlr.nn.compress.methods import (
     basis_sharing,
     cospadi,
     fwsvd,
+    modegpt,
     rocket,
     sparse,
     svd,
@@ -92,6 +93,13 @@ METHODS: dict[str, Method] = {
     "saes": Method(svd_llm.prepare, inputs=True, propagation="adaptive"),
     "basis_sharing": Method(
         svd_llm.prepare, inputs=True, forms=COMPRESSED_FORMS, join=basis_sharing.join
+    ),
+    "modegpt": Method(
+        modegpt.prepare,
+        inputs=True,
+        forms=("structured",),
+        allocation="block_influence",
+        join=modegpt.join,
     ),
     "two_sided": Method(
         two_sided.prepare, inputs=True, gradients=True, predicts_loss=True, allocation="loss"
