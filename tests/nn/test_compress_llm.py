@@ -595,7 +595,7 @@ def test_bad_arguments(make_model, tokens):
     fails("method must be one of auto, afm, asvd, .* got 'magic'", method="magic")
     fails("form must be one of sparse for method='sparse', got 'x'", form="x")
     fails("form must be one of dense, factored, interpolative", method="svd", form="sparse")
-    fails("allocation must be one of d_rank, .* got 'x'", allocation="x")
+    fails("allocation must be one of block_influence, d_rank, .* got 'x'", allocation="x")
     fails('allocation="loss" needs a method', method="svd_llm", allocation="loss")
     fails("needs a low-rank method", allocation="d_rank")
     fails("rank_multiple must be a positive integer, got 0", rank_multiple=0)

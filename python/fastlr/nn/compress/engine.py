@@ -71,10 +71,15 @@ def compress_llm(
           less time for a few tokens at once.
         - "two_sided": of low rank, with both the inputs and the gradients as weights.
         - "svd_llm": of low rank, with the inputs as weights: the least error of the layer's output.
-        - "saes": "svd_llm" with `propagation` "adaptive".
+        - "saes": "svd_llm" with `propagation` "adaptive"; "basis_sharing": "svd_llm" with a common
+          basis of two layers where that is predicted to be better; "afm" ("lord"): "svd_llm" about
+          the mean of the inputs, with a bias.
+        - "rocket", "cospadi": sparse combinations of the rows of a dictionary, chosen once or
+          learned.
         - "modegpt": smaller layers: MLPs with fewer hidden units, heads with fewer dimensions.
         - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
-          Fisher information; "svd": the least error of the weight.
+          Fisher information; "svd": the least error of the weight, "welore" with ranks by one
+          threshold.
 
         Or a name given to :func:`fastlr.nn.compress.register_method`.
     form : str, optional
@@ -82,16 +87,16 @@ def compress_llm(
         and what gives the others, in r·(o + i) − r² numbers (:class:`InterpolativeLinear`);
         "factored", as two factors, in r·(o + i) (:class:`LowRankLinear`); "dense", recomposed in
         the dense shape, with the ranks of "interpolative", which saves nothing and serves for
-        measuring. The method "sparse" has the form "sparse" (:class:`SparseLinear`),
-        "modegpt" has "structured" (:class:`SubsetLinear`).
+        measuring. Other methods have a form of their own: "sparse" (:class:`SparseLinear`),
+        "dictionary" (:class:`DictionaryLinear`), "structured" (:class:`SubsetLinear`).
     allocation : str or mapping, optional
         How the budget is shared between the layers. By default "loss" for "sparse" and "two_sided":
         the least predicted increase of the model's loss, with predictions that are first corrected
         by measuring two layers of each type; and "uniform", the same `ratio` everywhere, for the
-        others. Also "knapsack" (least sum of relative errors, none far above their mean),
-        "svd_llm_v2", "block_influence" (more from the blocks that change the hidden states least),
-        "d_rank" and "welore" (of low-rank methods), as published; or a mapping from
-        names or patterns of layers to the share to remove from each.
+        others. Also "knapsack" (least sum of relative errors, none far above their mean; that of
+        "rocket"), "block_influence" (more from the blocks that change the hidden states least; that
+        of "modegpt"), "svd_llm_v2", and of low-rank methods "d_rank" and "welore", as published; or
+        a mapping from names or patterns of layers to the share to remove from each.
     max_layer_ratio : float, optional
         The most to remove from any layer, at least `ratio`.
     rank_multiple : int, default 1
