@@ -130,6 +130,19 @@ def test_rows_lose_a_little_too_much_and_the_best_of_it_returns():
     assert float(second[mask & (second > 0)].min()) >= float(second[~mask].max())
 
 
+def test_importance_is_what_the_publication_says():
+    """With a square root of G and its inverse, neither of which is used."""
+    W, gram, solution, _ = problem(7, 5)
+    root = torch.linalg.cholesky(gram.matrix)
+    _, _, atoms = torch.linalg.svd(W @ root, full_matrices=False)
+    lengths = (atoms @ torch.linalg.inv(root)).norm(dim=1)
+    expected = (W @ root @ atoms.T).abs() * lengths.sqrt()
+    found = rocket.importance(solution)
+    # Up to one factor, since energies are relative. Of a G of condition 1e4 the root has some 1e2.
+    ratio = found / expected
+    assert float(ratio.max() / ratio.min() - 1) <= 1e6 * U
+
+
 def test_one_more_goes_to_the_rows_with_the_most_energy():
     scores = draw(9, 6).abs()
     ranked = Ranked.of(scores, scores.square())
@@ -265,6 +278,8 @@ def test_atoms_without_length_or_twice_the_same():
     assert bool(torch.isfinite(found.coefficients).all())
     # Four different atoms of four columns: nothing has to be left over.
     assert targets.error(found) < 0.05
+    some = pursue(targets, A, torch.full((5,), 3), 3)
+    assert not bool(some.mask[:, 1].any())
     again = with_best_atoms(targets, found)
     assert targets.error(again) <= targets.error(found) + 1e2 * U
 
