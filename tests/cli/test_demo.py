@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fastlr.cli import main, reload
-from fastlr.cli.demo import spread_windows
+from fastlr.cli.demo import spread_windows, variants
 from fastlr.cli.demo_text import demo_text
 
 SMALL = ["--samples", 4, "--seq-len", 32, "--windows", 2]
@@ -33,15 +34,56 @@ def finished(tiny_model, tmp_path_factory):
 
 def test_every_variant_is_measured(finished):
     _, result = finished
-    variants = result["variants"]
-    assert len(variants) == 4
-    assert all(0.3 <= variant["removed_from_linears"] < 0.4 for variant in variants)
+    entries = {variant["name"]: variant for variant in result["variants"]}
+    assert list(entries) == [
+        "svd, interpolative",
+        "svd_llm, factored",
+        "svd_llm, interpolative",
+        "two_sided, interpolative",
+        "sparse",
+    ]
+    assert all(0.3 <= entry["removed_from_linears"] < 0.4 for entry in entries.values())
     errors = {
-        (v["method"], v["form"]): sum(layer["error"] for layer in v["layers"]) for v in variants
+        name: sum(layer["error"] for layer in entry["layers"]) for name, entry in entries.items()
     }
     # At equal parameters: knowing the inputs wins, and so does the higher rank.
-    assert errors["svd_llm", "interpolative"] < errors["svd", "interpolative"]
-    assert errors["svd_llm", "interpolative"] < errors["svd_llm", "factored"]
+    assert errors["svd_llm, interpolative"] < errors["svd, interpolative"]
+    assert errors["svd_llm, interpolative"] < errors["svd_llm, factored"]
+
+
+def test_the_shares_are_those_of_the_budget(finished):
+    _, result = finished
+    for variant in result["variants"]:
+        sizes = [math.prod(layer["shape"]) for layer in variant["layers"]]
+        kept = [layer["share"] * size for layer, size in zip(variant["layers"], sizes, strict=True)]
+        # Sums of some 14 numbers, in another order: a few roundings.
+        assert sum(kept) / sum(sizes) == pytest.approx(
+            1 - variant["removed_from_linears"], rel=1e-14
+        )
+
+
+def test_the_default_is_kept_and_its_predictions_were_checked(finished):
+    out, result = finished
+    assert result["kept"] == "sparse"
+    config = json.loads((out / "model" / "config.json").read_text())
+    saved = config["quantization_config"]["layers"]
+    assert {layer["class"] for layer in saved.values()} == {"SparseLinear"}
+    layers = [layer["name"] for layer in result["variants"][-1]["layers"]]
+    # Two of each kind are measured, and there are two blocks.
+    assert sorted(entry["name"] for entry in result["predictions"]) == sorted(layers)
+    assert all(entry["predicted"] > 0 for entry in result["predictions"])
+    # A divergence is not negative but for rounding: of averages of differences of two logarithms,
+    # each below 10 and from some four roundings to 2⁻²⁴ of that size.
+    lowest = -2 * 10 * 4 * 2.0**-24
+    assert all(lowest <= entry["measured"] < math.inf for entry in result["predictions"])
+
+
+def test_the_default_comes_last_and_once():
+    """Masks would take up too much of little: then another method is the default."""
+    few, much = (variants(ratio, torch.float32) for ratio in (0.9, 0.2))
+    assert few[-1] == ("two_sided", "interpolative")
+    assert much == [*few, ("sparse", "sparse")]
+    assert len(set(few)) == len(few)
 
 
 def test_what_was_saved_comes_back(finished):
@@ -62,9 +104,10 @@ def test_the_report_stands_alone(finished):
     assert not re.search(r"(src|href)=|@import|url\(|<script", page)
     assert "nan" not in page.lower().replace("finance", "")
     _Balanced().feed(page)
-    # The perplexities, 7 kinds of layer by error and by rank, and 2 blocks' spectra.
+    # The perplexities, 7 kinds of layer by error and by share, and 2 blocks' spectra.
     assert page.count("<svg") == 1 + 7 + 7 + 2
     assert f"{result['dense']['perplexity']:.2f}" in page
+    assert all(f"<td>{entry['name']}</td>" in page for entry in result["predictions"])
 
 
 class _Balanced(HTMLParser):
@@ -89,9 +132,11 @@ class _Balanced(HTMLParser):
 
 def test_for_people_and_again_in_the_same_place(fastlr, finished, tiny_model):
     out, _ = finished
-    ran = fastlr("demo", "--model", tiny_model, "--out", out, *SMALL)
+    ran = fastlr("demo", "--model", tiny_model, "--out", out, "--ratio", 0.9, *SMALL)
     assert ran.code == 0, ran.err
     assert "report.html" in ran.out
+    assert "The model of two_sided, interpolative" in ran.out
+    assert "sparse" not in ran.out + (out / "report.html").read_text(encoding="utf-8")
     assert "fastlr.nn.load" in ran.out
 
 

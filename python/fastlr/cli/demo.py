@@ -8,7 +8,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +26,16 @@ from fastlr.cli.reload import Question, ask_new_process, logits_sha256
 from fastlr.cli.report import render
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VARIANTS = [
-    ("svd", "factored"),
+_COMPARED = [
     ("svd", "interpolative"),
     ("svd_llm", "factored"),
     ("svd_llm", "interpolative"),
+    ("two_sided", "interpolative"),
 ]
-_KEPT = VARIANTS[-1]
 _PROMPT = "In Python, a for loop is used to"
 _NEW_TOKENS = 40
 
@@ -86,6 +86,9 @@ def demo(request: DemoRequest, *, as_json: bool) -> int:
     kept, result["variants"], spectra = _compress_all(
         request, model, calibration, windows, progress, result["settings"]
     )
+    report: Any = kept.fastlr_report
+    result["kept"] = result["variants"][-1]["name"]
+    result["predictions"] = [asdict(prediction) for prediction in report.predictions]
     result["spectra"] = _three_spectra(spectra, result["variants"])
     _save_and_reload(request, kept, tokenizer, windows, progress, result)
     result["usage"] = _usage(request.out / "model")
@@ -98,6 +101,18 @@ def demo(request: DemoRequest, *, as_json: bool) -> int:
     else:
         _print(result)
     return 0 if result["saved"]["identical"] else 1
+
+
+def variants(ratio: float, dtype: torch.dtype) -> list[tuple[str, str]]:
+    """Return the methods and forms to compare.
+
+    The last one is what `compress_llm` does by itself, which depends on the ratio.
+    """
+    from fastlr.nn.compress.methods import default_method, method_named
+
+    method = default_method(ratio, dtype)
+    default = (method, method_named(method).forms[0])
+    return [*(variant for variant in _COMPARED if variant != default), default]
 
 
 def spread_windows(tokens: Tensor, seq_len: int, count: int) -> Tensor:
@@ -184,7 +199,8 @@ def _compress_all(
 ) -> tuple[PreTrainedModel, list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
     """Calibrate once, then compress and measure a copy of the model for each variant.
 
-    Returns the model to keep, one entry a variant, and by method the spectrum of each layer.
+    Returns the last of the models, one entry a variant, and by low-rank method the spectrum of each
+    layer.
     """
     from fastlr.nn import compress_llm
     from fastlr.nn.compress import calibrate
@@ -196,14 +212,17 @@ def _compress_all(
             samples=request.samples,
             seq_len=request.seq_len,
             seed=request.seed,
+            gradients=True,
         )
     settings["calibration_tokens"] = statistics.tokens
-    variants: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     spectra: dict[str, dict[str, list[float]]] = {}
-    for method, form in VARIANTS:
+    for method, form in variants(request.ratio, model.dtype):
+        # Where a method has one form only, its name says all.
+        name = method if form == method else f"{method}, {form}"
         smaller = copy.deepcopy(model)
         started = time.perf_counter()
-        with progress.stage("compress", f"Compressing: {method}, {form}"):
+        with progress.stage("compress", f"Compressing: {name}"):
             compress_llm(
                 smaller,
                 request.ratio,
@@ -213,11 +232,12 @@ def _compress_all(
                 seed=request.seed,
             )
         seconds = time.perf_counter() - started
-        with progress.stage("evaluate", f"Measuring {method}, {form}"):
+        with progress.stage("evaluate", f"Measuring {name}"):
             measured = measure(smaller, windows, request.seq_len)
         report: Any = smaller.fastlr_report
-        variants.append(
+        entries.append(
             {
+                "name": name,
                 "method": method,
                 "form": form,
                 **measured.to_dict(),
@@ -229,10 +249,9 @@ def _compress_all(
                 "layers": [_layer(index, entry) for index, entry in enumerate(report.layers)],
             }
         )
-        spectra[method] = {entry.name: _singular_values(entry.spectrum) for entry in report.layers}
-        if (method, form) == _KEPT:
-            kept = smaller
-    return kept, variants, spectra
+        if all(entry.spectrum for entry in report.layers):
+            spectra[method] = {e.name: _singular_values(e.spectrum) for e in report.layers}
+    return smaller, entries, spectra
 
 
 def _layer(index: int, entry: Any) -> dict[str, Any]:
@@ -244,6 +263,7 @@ def _layer(index: int, entry: Any) -> dict[str, Any]:
         "block": int(numbers[0]) if numbers else index,
         "shape": list(entry.shape),
         "rank": entry.rank,
+        "share": entry.parameters_after / entry.parameters_before,
         "error": math.sqrt(entry.measured_error),
     }
 
@@ -255,10 +275,10 @@ def _singular_values(energies: Sequence[float]) -> list[float]:
 
 
 def _three_spectra(
-    spectra: Mapping[str, Mapping[str, Sequence[float]]], variants: Sequence[Mapping[str, Any]]
+    spectra: Mapping[str, Mapping[str, Sequence[float]]], entries: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Pick the largest kind of layer in the first, middle and last block."""
-    layers = variants[-1]["layers"]
+    layers = entries[-1]["layers"]
     largest = max(layers, key=lambda layer: layer["shape"][0] * layer["shape"][1])
     alike = [layer for layer in layers if layer["kind"] == largest["kind"]]
     chosen = dict.fromkeys((0, len(alike) // 2, len(alike) - 1))
@@ -268,12 +288,12 @@ def _three_spectra(
             "values": {
                 method: list(values[alike[index]["name"]]) for method, values in spectra.items()
             },
-            "ranks": {
-                variant["form"]: layer["rank"]
-                for variant in variants
-                for layer in variant["layers"]
-                if layer["name"] == alike[index]["name"]
-            },
+            "ranks": [
+                {"method": entry["method"], "form": entry["form"], "rank": layer["rank"]}
+                for entry in entries
+                for layer in entry["layers"]
+                if layer["name"] == alike[index]["name"] and layer["rank"] is not None
+            ],
         }
         for index in chosen
     ]
@@ -330,12 +350,12 @@ def _print(result: Mapping[str, Any]) -> None:
     table.add_row("dense", significant(dense), "1.00", f"{result['model']['parameters']:,}", "")
     for variant in result["variants"]:
         table.add_row(
-            f"{variant['method']}, {variant['form']}",
+            variant["name"],
             significant(variant["perplexity"]),
             significant(variant["perplexity"] / dense),
             f"{variant['parameters']:,}",
             percent(variant["removed_from_model"]),
-            style="bold" if (variant["method"], variant["form"]) == _KEPT else "",
+            style="bold" if variant["name"] == result["kept"] else "",
         )
     console.print(table)
     generation = result["generation"]
@@ -350,7 +370,8 @@ def _print(result: Mapping[str, Any]) -> None:
     )
     console.print(
         f"\n{result['seconds_total']:.0f} s in all. Report: {result['report']}\n"
-        f"The last model is in {saved['directory']}; {came_back}. Use it with:\n\n"
+        f"The model of {result['kept']}, the default of compress_llm, is in "
+        f"{saved['directory']}; {came_back}. Use it with:\n\n"
         f"{result['usage']}",
         markup=False,
         soft_wrap=True,

@@ -11,8 +11,15 @@ from typing import Any
 from fastlr.cli.charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel, significant
 from fastlr.cli.console import megabytes, percent
 
-_METHOD_STYLES = {"svd": "orange", "svd_llm": "blue"}
-_FORM_STYLES = {"factored": "orange", "interpolative": "blue"}
+_STYLES = {"svd": "orange", "svd_llm": "blue", "two_sided": "teal", "sparse": "purple"}
+_IN_WORDS = {
+    "svd": "truncates the singular values of the weight alone, whatever its inputs are.",
+    "svd_llm": "keeps the directions that carry the layer's output on the calibration text.",
+    "two_sided": "weighs the outputs, too, by their effect on the model's loss, and gives the most "
+    "numbers to the layers where the loss needs them.",
+    "sparse": "does the same with single entries of the weight instead of directions: one bit says "
+    "which are kept, and those are fitted anew to make up for the others.",
+}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -35,6 +42,7 @@ def render(result: Mapping[str, Any]) -> str:
         _perplexity(result),
         _layers(result),
         _spectra(result),
+        _predictions(result),
         _generation(result),
         _machine(result),
     ]
@@ -47,23 +55,24 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def _headline(result: Mapping[str, Any]) -> str:
-    settings, dense, best = result["settings"], result["dense"], _best(result)
+    settings, dense, kept = result["settings"], result["dense"], _kept(result)
     cards = [
         (
-            f"{significant(dense['perplexity'])} → {significant(best['perplexity'])}",
+            f"{significant(dense['perplexity'])} → {significant(kept['perplexity'])}",
             "perplexity on held-out text",
         ),
-        (percent(best["removed_from_linears"]), "of the compressed layers' parameters removed"),
-        (percent(best["removed_from_model"]), "of the whole model's parameters removed"),
+        (percent(kept["removed_from_linears"]), "of the compressed layers' parameters removed"),
+        (percent(kept["removed_from_model"]), "of the whole model's parameters removed"),
         (f"{result['seconds_total']:.0f} s", "for everything on this page"),
     ]
     boxes = "".join(f'<div class="card"><b>{b}</b><span>{s}</span></div>' for b, s in cards)
     return (
         f"<h1>{escape(_title(result))}</h1>"
-        f'<p class="lead">fastlr {escape(result["fastlr"])} replaced every linear layer of the '
-        f"model's {result['model']['blocks']} blocks by one of lower rank, calibrated on "
-        f"{settings['calibration_tokens']:,} tokens. Perplexity is measured on text that the "
-        f'calibration never saw.</p><div class="cards">{boxes}</div>'
+        f'<p class="lead">fastlr {escape(result["fastlr"])} made the linear layers of the '
+        f"model's {result['model']['blocks']} blocks smaller by its default method, "
+        f"{kept['method']}, calibrated on {settings['calibration_tokens']:,} tokens; nothing was "
+        "trained. Perplexity is measured on text that the calibration never saw.</p>"
+        f'<div class="cards">{boxes}</div>'
     )
 
 
@@ -76,25 +85,26 @@ def _perplexity(result: Mapping[str, Any]) -> str:
     dense = result["dense"]["perplexity"]
     dots = [Dot("dense", dense, "grey")]
     dots += [
-        Dot(_name(variant), variant["perplexity"], _METHOD_STYLES[variant["method"]])
+        Dot(variant["name"], variant["perplexity"], _STYLES[variant["method"]])
         for variant in result["variants"]
     ]
     drawable = [dot for dot in dots if math.isfinite(dot.value)]
     chart = dot_chart(drawable, dense) if math.isfinite(dense) else ""
     settings = result["settings"]
+    methods = dict.fromkeys(variant["method"] for variant in result["variants"])
+    words = " ".join(f"<b>{method}</b> {_IN_WORDS[method]}" for method in methods)
     return (
         "<h2>Perplexity before and after</h2>"
-        "<p>All four compressed models have about the same number of parameters. "
-        "<b>svd</b> truncates the weights alone; <b>svd_llm</b> keeps the directions that carry "
-        "the layer's output on the calibration text. The <b>interpolative</b> form stores the "
-        "same kind of matrix in fewer numbers than two plain factors, so its rank is higher.</p>"
+        "<p>All compressed models have about the same number of parameters. "
+        f"{words} The <b>interpolative</b> form stores the same kind of matrix in fewer numbers "
+        "than two plain factors, so its rank is higher.</p>"
         f'<div class="wide">{chart}</div>'
         f'<p class="note">{settings["windows"]} windows of {settings["seq_len"]} tokens of '
         "Python's own documentation; logarithmic axis; lower is better.</p>"
         + _table(
             ["model", "perplexity", "× dense", "mean error", "parameters", "removed", "seconds"],
             _rows(result),
-            best=1 + result["variants"].index(_best(result)),
+            best=1 + result["variants"].index(_kept(result)),
         )
         + '<p class="note">Mean error: the relative error of a layer\'s output, '
         "‖(W − W′)X‖ / ‖WX‖ on the calibration text, averaged over the layers.</p>"
@@ -109,7 +119,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
         errors = [layer["error"] for layer in variant["layers"]]
         rows.append(
             [
-                _name(variant),
+                variant["name"],
                 significant(variant["perplexity"]),
                 significant(variant["perplexity"] / dense),
                 f"{sum(errors) / len(errors):.3f}",
@@ -122,31 +132,26 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _layers(result: Mapping[str, Any]) -> str:
-    shown = [variant for variant in result["variants"] if variant["form"] == "interpolative"]
-    error = _panels(
-        {variant["method"]: variant["layers"] for variant in shown},
-        "error",
-        _METHOD_STYLES,
-    )
-    forms = {v["form"]: v["layers"] for v in result["variants"] if v["method"] == "svd_llm"}
-    full = [{**layer, "rank": min(layer["shape"])} for layer in forms["factored"]]
-    rank = _panels({"full rank": full, **forms}, "rank", {"full rank": "grey", **_FORM_STYLES})
+    shown = {
+        variant["method"]: variant["layers"]
+        for variant in result["variants"]
+        if variant["method"] != "svd" and variant["form"] != "factored"
+    }
+    key = legend([(method, _STYLES[method]) for method in shown])
     return (
         "<h2>Error of each layer</h2>"
-        "<p>Relative error of the layer's output on the calibration text, interpolative form, "
-        "by block. Every layer keeps the same share of its parameters.</p>"
-        + legend([(method, _METHOD_STYLES[method]) for method in _METHOD_STYLES])
-        + error
-        + "<h2>Rank of each layer</h2>"
-        "<p>The rank that the same number of parameters buys in either form.</p>"
-        + legend([("full rank", "grey"), *_FORM_STYLES.items()])
-        + rank
+        "<p>Relative error of the layer's output on the calibration text, by block. Only svd_llm "
+        "makes this error small; the others let a layer err where the model's loss does not feel "
+        "it.</p>"
+        + key
+        + _panels(shown, "error")
+        + "<h2>Share of its numbers that each layer keeps</h2>"
+        "<p>svd_llm spends the budget uniformly, the others where a number saves the most loss."
+        "</p>" + key + _panels(shown, "share")
     )
 
 
-def _panels(
-    series: Mapping[str, Sequence[Mapping[str, Any]]], value: str, styles: Mapping[str, str]
-) -> str:
+def _panels(series: Mapping[str, Sequence[Mapping[str, Any]]], value: str) -> str:
     """One panel a kind of layer, by block; all on one scale so that kinds can be compared."""
     kinds = list(dict.fromkeys(layer["kind"] for layers in series.values() for layer in layers))
     everything = [layer for layers in series.values() for layer in layers]
@@ -160,9 +165,8 @@ def _panels(
         lines = [
             Line(
                 name,
-                styles[name],
+                _STYLES[name],
                 [(layer["block"], layer[value]) for layer in layers if layer["kind"] == kind],
-                dots=styles[name] != "grey",
             )
             for name, layers in series.items()
         ]
@@ -178,15 +182,17 @@ def _spectra(result: Mapping[str, Any]) -> str:
         lines = [
             Line(
                 method,
-                _METHOD_STYLES[method],
+                _STYLES[method],
                 [(i + 1.0, value) for i, value in enumerate(values) if value >= floor],
                 dots=False,
             )
             for method, values in spectrum["values"].items()
         ]
+        # svd and svd_llm keep the same ranks.
         markers = [
-            Marker(float(rank), f"{form} {rank}", "grey")
-            for form, rank in spectrum["ranks"].items()
+            Marker(float(kept["rank"]), f"{kept['form']} {kept['rank']}", _STYLES[kept["method"]])
+            for kept in spectrum["ranks"]
+            if kept["method"] != "svd"
         ]
         panels.append(
             line_panel(
@@ -205,16 +211,31 @@ def _spectra(result: Mapping[str, Any]) -> str:
         )
     return (
         "<h2>Spectra of three layers</h2>"
-        "<p>Singular values relative to the largest: of the weight W (svd), and of the weight "
-        "seen through its inputs, W G<sup>½</sup> (svd_llm). The faster they fall, the less a "
-        "truncation costs. The dashed lines are the ranks kept.</p>"
-        + legend(list(_METHOD_STYLES.items()))
+        "<p>Singular values relative to the largest: of the weight W (svd), of the weight seen "
+        "through its inputs, W G<sup>½</sup> (svd_llm), and through the loss as well, "
+        "H<sup>½</sup> W G<sup>½</sup> (two_sided). The faster they fall, the less a truncation "
+        "costs. The dashed lines are the ranks kept; svd keeps those of svd_llm.</p>"
+        + legend([(method, _STYLES[method]) for method in result["spectra"][0]["values"]])
         + f'<div class="panels three">{"".join(panels)}</div>'
     )
 
 
 def _visible(spectrum: Mapping[str, Any]) -> Iterable[float]:
     return [value for values in spectrum["values"].values() for value in values if value > 0]
+
+
+def _predictions(result: Mapping[str, Any]) -> str:
+    rows = [
+        [entry["name"], *(f"{entry[key]:.3g}" for key in ("predicted", "measured"))]
+        for entry in result["predictions"]
+    ]
+    return (
+        "<h2>Predicted against measured</h2>"
+        f"<p>{_kept(result)['method']} shares the budget out by what it predicts that a smaller "
+        "layer costs. Some layers, made smaller one at a time and by the uniform share, check it: "
+        "nats a token, measured as the divergence from the dense model's output.</p>"
+        + _table(["layer", "predicted", "measured"], rows, style="plain")
+    )
 
 
 def _generation(result: Mapping[str, Any]) -> str:
@@ -230,7 +251,7 @@ def _generation(result: Mapping[str, Any]) -> str:
     )
     return (
         "<h2>Saved, reloaded, generating</h2>"
-        f"<p>The best model (svd_llm, interpolative) was saved ({megabytes(saved['bytes'])}; the "
+        f"<p>The model of {result['kept']} was saved ({megabytes(saved['bytes'])}; the "
         f"dense one: {megabytes(saved['dense_bytes'])}) and loaded again in a new process, where "
         f"its logits {came_back}. Both models continue the same prompt, always "
         f"with the likeliest token:</p><div class='pair'>{outputs}</div>"
@@ -272,14 +293,6 @@ def _table(
     return f'<div class="scroll"><table class="{style}">{top}{body}</table></div>'
 
 
-def _best(result: Mapping[str, Any]) -> Mapping[str, Any]:
+def _kept(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Find the variant that the demo saves."""
-    for variant in result["variants"]:
-        if (variant["method"], variant["form"]) == ("svd_llm", "interpolative"):
-            found: Mapping[str, Any] = variant
-            return found
-    raise ValueError("the result holds no svd_llm interpolative model")
-
-
-def _name(variant: Mapping[str, Any]) -> str:
-    return f"{variant['method']}, {variant['form']}"
+    return next(variant for variant in result["variants"] if variant["name"] == result["kept"])
