@@ -34,7 +34,7 @@ WIKITEXT = "WikiText-2"
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=["auto", *METHODS])
-    parser.add_argument("--allocations", nargs="+", help="instead of each method's own and uniform")
+    parser.add_argument("--allocations", nargs="+", default=["own", "uniform"])
     parser.add_argument("--form", help="of the weights; default: the method's first")
     parser.add_argument("--heal-steps", type=int, default=0, help="steps of distillation")
     parser.add_argument("--speed", action="store_true", help="measure tokens a second too")
@@ -122,11 +122,9 @@ def statistics_of(model: Any, tokens: Tensor, options: argparse.Namespace) -> St
 
 
 def allocations_of(method: str, options: argparse.Namespace) -> list[str | None]:
-    """The method's own allocation and the uniform one, or those that were asked for."""
-    if options.allocations:
-        return list(options.allocations)
+    """What was asked for, each once; "own" is the method's, None for "auto"."""
     own = None if method == "auto" else METHODS[method].allocation
-    return [own] if own == "uniform" else [own, "uniform"]
+    return list(dict.fromkeys(own if name == "own" else name for name in options.allocations))
 
 
 def load(name: str, dtype: str) -> tuple[Any, Any]:
