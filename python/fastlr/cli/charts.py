@@ -144,7 +144,8 @@ def line_panel(panel: Panel) -> str:
         parts.append(_line(x, top, x, bottom, f"marker {marker.style}"))
         # One above the other, and on the side with more room, so that labels never collide.
         side, anchor = (4, "start") if x < middle else (-4, "end")
-        parts.append(_text(x + side, bottom - 8 - 14 * index, marker.label, "tick halo", anchor))
+        style = f"tick halo {marker.style}"
+        parts.append(_text(x + side, bottom - 8 - 14 * index, marker.label, style, anchor))
     return _svg(panel.width, panel.height, panel.title, parts)
 
 

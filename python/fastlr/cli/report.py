@@ -140,9 +140,8 @@ def _layers(result: Mapping[str, Any]) -> str:
     key = legend([(method, _STYLES[method]) for method in shown])
     return (
         "<h2>Error of each layer</h2>"
-        "<p>Relative error of the layer's output on the calibration text, by block. Only svd_llm "
-        "makes this error small; the others let a layer err where the model's loss does not feel "
-        "it.</p>"
+        "<p>Relative error of the layer's output on the calibration text, by block. svd_llm makes "
+        "it as small as its rank allows; the others look at what it does to the model's loss.</p>"
         + key
         + _panels(shown, "error")
         + "<h2>Share of its numbers that each layer keeps</h2>"
@@ -226,7 +225,7 @@ def _visible(spectrum: Mapping[str, Any]) -> Iterable[float]:
 
 def _predictions(result: Mapping[str, Any]) -> str:
     rows = [
-        [entry["name"], *(f"{entry[key]:.3g}" for key in ("predicted", "measured"))]
+        [entry["name"], *(f"{entry[key]:.1e}" for key in ("predicted", "measured"))]
         for entry in result["predictions"]
     ]
     return (
