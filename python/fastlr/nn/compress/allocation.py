@@ -198,7 +198,7 @@ def block_influence(budget: Budget) -> Choice:
 
     def at(factor: float) -> Choice:
         return {
-            name: c.within(budget.dense[name] * (1 - min(factor * weights[name], 1.0)))
+            name: c.within(budget.dense[name] * (1 - factor * weights[name]))
             for name, c in budget.candidates.items()
         }
 

@@ -373,9 +373,7 @@ def _check_propagation(
             f'propagation must be None, "adaptive" or between 0 and 1, got {mixture!r}'
         )
     if mixture is not None and method.join is not None:
-        raise ValueError(
-            f"propagation: method={name!r} compresses layers of several blocks at once"
-        )
+        raise ValueError(f"propagation: method={name!r} compresses several layers at once")
     if refit and (mixture is None or form not in COMPRESSED_FORMS):
         raise ValueError(
             "refit needs propagation, and a form of low rank (interpolative, factored), got "
