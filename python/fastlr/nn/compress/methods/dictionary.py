@@ -55,8 +55,7 @@ class Sizes:
         masks = [DictionaryLinear.mask_numbers(rows, k, dtype) for k in counts]
         beside = torch.tensor(counts) * columns + torch.tensor(masks)
         whole = beside + torch.tensor(counts) * rows // 2
-        middles = (whole[1:] + whole[:-1]) / 2
-        place = torch.searchsorted(middles, numbers.to(middles))
+        place = torch.searchsorted((whole[1:] + whole[:-1]) // 2, numbers)
         nonzeros = numbers - beside[place]
         possible = (nonzeros > 0) & (nonzeros <= rows * (place + 1))
         return cls(numbers[possible], (place + 1)[possible], nonzeros[possible], beside)
