@@ -461,8 +461,8 @@ def test_ctrl_c_in_a_factorization_leaves_the_model_as_it_was(make_model, tokens
             raise KeyboardInterrupt
         return real(*args)
 
-    real = run_module._report
-    monkeypatch.setattr(run_module, "_report", interrupted)
+    real = run_module.layer_report
+    monkeypatch.setattr(run_module, "layer_report", interrupted)
     with pytest.raises(KeyboardInterrupt, match="as it was before"):
         compress(model, calibration=tokens)
     assert snapshot(model)[0] == modules

@@ -19,9 +19,9 @@ from fastlr.nn.compress.dictionary_solver import (
     with_best_coefficients,
 )
 from fastlr.nn.compress.dictionary_start import Ranked, row_by_row, with_return
+from fastlr.nn.compress.layer_report import relative_error
 from fastlr.nn.compress.methods import METHODS, cospadi, rocket
 from fastlr.nn.compress.methods.dictionary import Sizes, nodes
-from fastlr.nn.compress.run import relative_error
 
 U = torch.finfo(torch.float64).eps
 KINDS = ["plain", "singular", "outlier", "duplicated"]

@@ -12,7 +12,8 @@ from fastlr.nn.compress.calibration import Calibration, calibration_batches
 from fastlr.nn.compress.heal import HealReport, Student
 from fastlr.nn.compress.interrupt import interrupt_deferred
 from fastlr.nn.compress.report import CompressionReport, ModelSize
-from fastlr.nn.compress.run import CompressionRun, Settings, collect
+from fastlr.nn.compress.run import CompressionRun, collect
+from fastlr.nn.compress.settings import Settings
 from fastlr.nn.compress.statistics import Statistics
 from fastlr.nn.compress.targets import find_targets
 from fastlr.nn.evaluate import evaluation_mode

@@ -8,23 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastlr.nn.compress.allocation import Budget, allocate, check_allocation
+from fastlr.nn.compress.allocation import Budget, allocate
 from fastlr.nn.compress.blocks import BlockStack
 from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.gradients import collect_with_gradients
-from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.heal import HealReport, Student, heal
 from fastlr.nn.compress.influence import block_influences
+from fastlr.nn.compress.layer_report import layer_report
 from fastlr.nn.compress.loss_model import LossPrediction, factors_of, measure_layers
-from fastlr.nn.compress.methods import (
-    COMPRESSED_FORMS,
-    Method,
-    default_method,
-    method_named,
-)
 from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compress.propagation import (
     MIXTURES,
@@ -34,11 +27,11 @@ from fastlr.nn.compress.propagation import (
     propagated,
 )
 from fastlr.nn.compress.refit import refit
-from fastlr.nn.compress.report import LEFT_DENSE, NEVER_CALLED, LayerReport
+from fastlr.nn.compress.report import NEVER_CALLED, LayerReport
+from fastlr.nn.compress.settings import Settings
 from fastlr.nn.compress.solver import require_finite
 from fastlr.nn.compress.statistics import Grams, Statistics, collect_statistics, walk_statistics
-from fastlr.nn.modules.base import CompressedLinear, FactoredLinear, composed_weight
-from fastlr.nn.modules.dense import dense_weight, high_precision
+from fastlr.nn.modules.base import FactoredLinear
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,77 +41,6 @@ if TYPE_CHECKING:
 _EXCESS = 1e-3
 
 Blocks = Sequence[Mapping[str, nn.Module]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for, once it is checked."""
-
-    name: str
-    method: Method
-    form: str
-    allocation: str | Mapping[str, float]
-    ratio: float
-    cap: float | None
-    multiple: int
-    propagation: float | str | None = None
-    refit: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        ratio: float,
-        method: str,
-        form: str | None,
-        allocation: str | Mapping[str, float] | None,
-        cap: float | None,
-        multiple: int,
-        propagation: float | str | None,
-        refit: bool,
-        dtype: torch.dtype,
-    ) -> Settings:
-        """Raise ValueError for what is unknown, out of range, or does not go together."""
-        if not isinstance(ratio, int | float) or not 0 < ratio < 1:
-            raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
-        name = default_method(ratio, dtype) if method == "auto" else method
-        chosen = method_named(name)
-        stored = chosen.forms[0] if form is None else form
-        if stored not in chosen.forms:
-            raise ValueError(
-                f"form must be one of {', '.join(sorted(chosen.forms))} for method={name!r}, "
-                f"got {form!r}"
-            )
-        shared = chosen.allocation if allocation is None else allocation
-        check_allocation(shared, ratio, cap)
-        if shared == "loss" and not chosen.predicts_loss:
-            raise ValueError(
-                'allocation="loss" needs a method whose errors predict the loss (two_sided, '
-                f"sparse), got method={name!r}"
-            )
-        if not isinstance(multiple, int) or multiple < 1:
-            raise ValueError(f"rank_multiple must be a positive integer, got {multiple!r}")
-        if multiple > 1 and "interpolative" not in chosen.forms:
-            raise ValueError(f"rank_multiple needs a low-rank method, got method={name!r}")
-        mixture = chosen.propagation if propagation is None else propagation
-        _check_propagation(mixture, refit, name, chosen, stored)
-        return cls(name, chosen, stored, shared, float(ratio), cap, multiple, mixture, bool(refit))
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether anything has to be run through the model."""
-        measured = self.allocation == "block_influence" or self.propagation is not None
-        return self.method.inputs or self.method.gradients or measured
-
-    @property
-    def block_by_block(self) -> bool:
-        """Whether a block can be compressed before the next one's statistics are there."""
-        needs_all = (
-            self.method.join is not None
-            or self.method.gradients
-            or self.allocation != "uniform"
-            or self.propagation is not None
-        )
-        return not needs_all
 
 
 @dataclass
@@ -358,27 +280,7 @@ class CompressionRun:
                 wanted = any(p.requires_grad for p in problem.linear.parameters())
                 module.requires_grad_(wanted)
                 self.replacements[problem.name] = module
-            self.reports.append(_report(problem, candidates, index, module, note))
-
-
-def _check_propagation(
-    mixture: float | str | None, refit: bool, name: str, method: Method, form: str
-) -> None:
-    if isinstance(mixture, str):
-        valid = mixture == "adaptive"
-    else:
-        valid = mixture is None or (isinstance(mixture, int | float) and 0 <= mixture <= 1)
-    if not valid or isinstance(mixture, bool):
-        raise ValueError(
-            f'propagation must be None, "adaptive" or between 0 and 1, got {mixture!r}'
-        )
-    if mixture is not None and method.join is not None:
-        raise ValueError(f"propagation: method={name!r} compresses several layers at once")
-    if refit and (mixture is None or form not in COMPRESSED_FORMS):
-        raise ValueError(
-            "refit needs propagation, and a form of low rank (interpolative, factored), got "
-            f"propagation={mixture!r}, form={form!r}"
-        )
+            self.reports.append(layer_report(problem, candidates, index, module, note))
 
 
 def collect(
@@ -410,65 +312,3 @@ def _problems(
             require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
         found.append(LayerProblem(name, module, gram, gradients.get(name), note=note))
     return found
-
-
-def _report(
-    problem: LayerProblem,
-    candidates: Candidates,
-    index: int,
-    module: nn.Module | None,
-    note: str,
-) -> LayerReport:
-    weight = dense_weight(problem.linear)
-    before = kept = weight_size(problem.linear)
-    spectrum = candidates.spectrum
-    rank = None if candidates.ranks is None else int(candidates.ranks[index])
-    notes = [text for text in (problem.note, note) if text]
-    output_error = weight_error = 0.0
-    if module is None:
-        notes.append(LEFT_DENSE)
-    else:
-        composed = composed_weight(module)
-        if candidates.restored is not None:
-            composed = candidates.restored(index, problem.name, composed)
-        kept = weight_size(module)
-        weight_error = relative_error(weight, composed, None)
-        if problem.inputs is not None:
-            output_error = relative_error(weight, composed, problem.inputs)
-    total = candidates.total if candidates.total > 0 else 1.0
-    return LayerReport(
-        name=problem.name,
-        shape=problem.shape,
-        rank=rank,
-        form=getattr(module, "form", "dense"),
-        side=getattr(module, "side", None),
-        parameters_before=before[0],
-        parameters_after=kept[0],
-        bytes_before=before[1],
-        bytes_after=kept[1],
-        predicted_error=float(candidates.relative_errors[index]),
-        output_error=None if problem.inputs is None else output_error,
-        weight_error=weight_error,
-        note="; ".join(notes),
-        spectrum=[] if spectrum is None else (spectrum / total).tolist(),
-    )
-
-
-def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:
-    """tr(Δ G Δᵀ) / tr(W G Wᵀ) with Δ the difference, in float64; 0 / 0 is 0."""
-    exact = high_precision(weight)
-    difference = exact - approximation.to(exact.device)
-    lost, whole = (
-        float((m if gram is None else m @ gram.matrix).mul(m).sum()) for m in (difference, exact)
-    )
-    if whole <= 0:
-        return 0.0 if lost <= 0 else float("inf")
-    return max(lost, 0.0) / whole
-
-
-def weight_size(module: nn.Module) -> tuple[int, int]:
-    """Numbers and bytes that stand for the weight."""
-    if isinstance(module, CompressedLinear):
-        return module.weight_parameters(), module.weight_bytes()
-    weight = dense_weight(module)
-    return weight.numel(), weight.numel() * weight.element_size()
