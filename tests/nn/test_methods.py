@@ -181,7 +181,9 @@ def test_a_method_of_ones_own(make_model, tokens, monkeypatch):
         register_method("auto", Method(METHODS["svd"].prepare))
 
 
-def test_layers_can_be_compressed_together(make_model, tokens):
+def test_layers_can_be_compressed_together(make_model, monkeypatch):
+    monkeypatch.setattr("fastlr.nn.compress.methods.METHODS", dict(METHODS))
+
     # Each pair of up and gate is one group, of which either both lose all entries but one or none.
     def join(model, problems, ratio, form):
         together = {}
