@@ -45,6 +45,7 @@ _LAYERS_OF_A_TYPE = 8
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--plot", type=Path, help="write predicted against measured as an image")
+    parser.add_argument("--only", nargs="+", help="these ablations, by the beginning of their name")
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
     texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
@@ -60,6 +61,8 @@ def main() -> None:
     rows = []
     for ratio in options.ratios:
         for name, (arguments, changed) in ablations().items():
+            if options.only and not name.startswith(tuple(options.only)):
+                continue
             with changed():
                 smaller = compress_llm(
                     copy.deepcopy(model),
@@ -79,8 +82,9 @@ def main() -> None:
 
 def ablations() -> Mapping[str, tuple[dict[str, Any], Callable[[], Any]]]:
     """Name → arguments of compress_llm, and what is different while it runs."""
-    register_method("one_sided", replace(METHODS["sparse"], prepare=_one_sided))
-    register_method("diagonal", replace(METHODS["sparse"], prepare=_diagonal))
+    for name, prepare in (("one_sided", _one_sided), ("diagonal", _diagonal)):
+        if name not in METHODS:
+            register_method(name, replace(METHODS["sparse"], prepare=prepare))
 
     def without(place: Any, name: str, value: Any) -> Callable[[], Any]:
         return lambda: mock.patch.object(place, name, value)
