@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,15 +43,15 @@ def sample_tokens(
     tokens = torch.empty(samples, seq_len, dtype=torch.int64)
     tokens[:, 0] = first_tokens(model, samples, generator)
     bar.stage("Self-calibration: the model writes its text", seq_len - 1)
+    # transformers has renamed the cache, as an argument and in the output.
+    parameters = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
     cache = None
     with evaluation_mode(model), torch.no_grad():
         for position in range(1, seq_len):
-            output = model(
-                input_ids=tokens[:, position - 1 : position].to(device),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = output.past_key_values
+            current = tokens[:, position - 1 : position].to(device)
+            output = model(input_ids=current, use_cache=True, **{name: cache})
+            cache = output[name]
             odds = output.logits[:, -1].float().softmax(-1).cpu()
             tokens[:, position] = torch.multinomial(odds, 1, generator=generator)[:, 0]
             bar.step()
