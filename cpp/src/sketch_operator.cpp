@@ -135,7 +135,13 @@ at::Tensor dense_rows(const at::Tensor& csr, int64_t first, int64_t count) {
   return at::zeros({count, csr.size(1)}, values.options()).index_put_({rows, columns}, values, /*accumulate=*/true);
 }
 
+void check_device(const SketchOperator& S, const at::Tensor& A) {
+  TORCH_CHECK_VALUE(A.is_cpu(), "sketch: kind '", S.kind == SketchKind::srht ? "srht" : "sparse_sign",
+                    "' runs on the CPU only, got a matrix on ", A.device(), "; use kind='gaussian' there");
+}
+
 at::Tensor apply_sparse(const SketchOperator& S, const at::Tensor& A, int64_t first) {
+  if (S.kind == SketchKind::sparse_sign || S.kind == SketchKind::srht) check_device(S, A);
   if (S.kind == SketchKind::sparse_sign && !A.is_complex()) {
     auto Y = at::zeros({S.rows, A.size(1)}, A.values().options());
     const auto starts = A.crow_indices().contiguous(), columns = A.col_indices().contiguous();
@@ -166,11 +172,6 @@ RandomKind entries_of(SketchKind kind) {
 void check_window(const SketchOperator& S, int64_t first, int64_t count, const char* caller) {
   TORCH_CHECK_VALUE(first >= 0 && count >= 0 && first + count <= S.columns, caller, ": columns ", first, " to ",
                     first + count, " of the sketch must lie between 0 and ", S.columns);
-}
-
-void check_device(const SketchOperator& S, const at::Tensor& A) {
-  TORCH_CHECK_VALUE(A.is_cpu(), "sketch: kind '", S.kind == SketchKind::srht ? "srht" : "sparse_sign",
-                    "' runs on the CPU only, got a matrix on ", A.device(), "; use kind='gaussian' there");
 }
 
 }  // namespace
