@@ -50,6 +50,9 @@ def sparse(o, i, density, dtype=torch.float64):
     return matrix(o, i, dtype)[kept], pack_mask(kept)
 
 
+SKETCHES = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform")
+
+
 # name -> (samples: argument tuples, the first a matrix unless there is none; differentiable)
 SAMPLES = {
     "random_matrix": (
@@ -59,6 +62,22 @@ SAMPLES = {
             for dtype in (torch.float32, torch.float64)
         ],
         False,
+    ),
+    "sketch_apply": (
+        [
+            (matrix(30, 5, dtype), kind, 8, 40, 1, 1 if kind == "countsketch" else 3, 4)
+            for kind in SKETCHES
+            for dtype in (torch.float64, torch.float32, torch.complex128)
+        ],
+        True,
+    ),
+    "sketch_adjoint": (
+        [
+            (matrix(8, 5, dtype), kind, 8, 40, 1, 1 if kind == "countsketch" else 3, 4, 30)
+            for kind in SKETCHES
+            for dtype in (torch.float64, torch.float32, torch.complex128)
+        ],
+        True,
     ),
     "gaussian_product": (
         [
@@ -211,6 +230,8 @@ EXACT = {
 # A matrix without entries, where the operator has an answer for one.
 EMPTY = {
     "gaussian_product": (torch.empty(0, 5), 5, 4, 1, False),
+    "sketch_apply": (torch.empty(0, 5), "srht", 2, 4, 1, 1, 0),
+    "sketch_adjoint": (torch.empty(2, 0), "sparse_sign", 2, 4, 1, 1, 0, 4),
     "orthonormalize": (torch.empty(0, 3),),
     "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", "full", False, 0),
 }
@@ -307,6 +328,8 @@ def test_empty_input(name):
 def test_cuda_agrees_with_the_cpu(name, sample):
     if not fastlr.build_info()["cuda"]:
         pytest.skip("fastlr was built without CUDA kernels")
+    if name.startswith("sketch_") and sample[1] in ("sparse_sign", "countsketch", "srht"):
+        pytest.skip("these sketches run on the CPU only")
     moved = len(sample) if name.startswith("sparse_") else 1
     on_device = [x.cuda() if isinstance(x, torch.Tensor) else x for x in sample[:moved]]
     on_device = run(name, (*on_device, *sample[moved:]))

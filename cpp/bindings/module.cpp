@@ -14,6 +14,7 @@
 
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
+#include <fastlr/sketch_operator.hpp>
 #include <fastlr/spectral_density.hpp>
 #include <fastlr/top_eigenvector.hpp>
 #include <fastlr/trace.hpp>
@@ -109,6 +110,17 @@ PYBIND11_MODULE(_core, module) {
       py::arg("iterate"),
       "Blocks of rows, of A or of Aᴴ, from a function that begins a read and returns an iterator of tensors; rows "
       "None: unknown.");
+  // Sparse tensors do not pass an operator of torch under autograd.
+  module.def(
+      "sketch_sparse",
+      [](const at::Tensor& A, std::string_view kind, int64_t rows, int64_t columns, int64_t seed, int64_t nonzeros,
+         int64_t first) {
+        const fastlr::SketchOperator S{fastlr::parse_sketch_kind(kind), rows, columns, seed, nonzeros};
+        S.check("sketch");
+        return S.apply(A, first);
+      },
+      py::arg("A"), py::arg("kind"), py::arg("rows"), py::arg("columns"), py::arg("seed"), py::arg("nonzeros"),
+      py::arg("first"), Released());
   module.def("randomized_svd", &fastlr::bindings::svd, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("power_iters"), py::arg("method"), py::arg("precision"), py::arg("center"), py::arg("seed"),
              Released());

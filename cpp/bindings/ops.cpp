@@ -13,6 +13,7 @@
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
+#include <fastlr/sketch_operator.hpp>
 #include <fastlr/sparse_linear.hpp>
 #include <fastlr/svd_backward.hpp>
 #include <fastlr/weighted_low_rank.hpp>
@@ -35,6 +36,24 @@ at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, i
 
 at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed) {
   return fastlr::gaussian_product(X, rows, columns, seed, transposed);
+}
+
+fastlr::SketchOperator sketch_operator(c10::string_view kind, int64_t rows, int64_t columns, int64_t seed,
+                                       int64_t nonzeros) {
+  const fastlr::SketchOperator S{fastlr::parse_sketch_kind(std::string_view(kind.data(), kind.size())), rows, columns,
+                                 seed, nonzeros};
+  S.check("sketch");
+  return S;
+}
+
+at::Tensor sketch_apply(const at::Tensor& A, c10::string_view kind, int64_t rows, int64_t columns, int64_t seed,
+                        int64_t nonzeros, int64_t first) {
+  return sketch_operator(kind, rows, columns, seed, nonzeros).apply(A, first);
+}
+
+at::Tensor sketch_adjoint(const at::Tensor& Y, c10::string_view kind, int64_t rows, int64_t columns, int64_t seed,
+                          int64_t nonzeros, int64_t first, int64_t count) {
+  return sketch_operator(kind, rows, columns, seed, nonzeros).apply_adjoint(Y, first, count);
 }
 
 // Some callers of compiled graphs exclude torch's handling of lazily conjugated views, which the algorithms rely on.
@@ -156,6 +175,8 @@ at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values,
 
 void register_kernels(torch::Library& library) {
   library.impl("gaussian_product", TORCH_FN(gaussian_product));
+  library.impl("sketch_apply", TORCH_FN(sketch_apply));
+  library.impl("sketch_adjoint", TORCH_FN(sketch_adjoint));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
   library.impl("interpolative", TORCH_FN(interpolative));
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
@@ -182,6 +203,9 @@ TORCH_LIBRARY(fastlr, library) {
   def("random_matrix(int rows, int columns, str kind, int seed, int row0, int column0, ScalarType dtype, "
       "Device device) -> Tensor");
   def("gaussian_product(Tensor X, int rows, int columns, int seed, bool transposed) -> Tensor");
+  def("sketch_apply(Tensor A, str kind, int rows, int columns, int seed, int nonzeros, int first) -> Tensor");
+  def("sketch_adjoint(Tensor Y, str kind, int rows, int columns, int seed, int nonzeros, int first, int count) -> "
+      "Tensor");
   def("orthonormalize(Tensor Y) -> Tensor");
   def("randomized_svd(Tensor A, int rank, int oversample, int? power_iters, str method, str precision, bool center, "
       "int "

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include <fastlr/random.hpp>
-
 #include "checks.hpp"
 
 namespace fastlr {
@@ -24,6 +22,11 @@ int64_t block_rows(const at::Tensor& X, int64_t columns) {
 
 at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, int64_t seed, bool transposed,
                             int64_t column0) {
+  return random_product(X, RandomKind::gaussian, rows, columns, seed, transposed, column0, 0);
+}
+
+at::Tensor random_product(const at::Tensor& X, RandomKind kind, int64_t rows, int64_t columns, int64_t seed,
+                          bool transposed, int64_t column0, int64_t row0) {
   check_matrix(X, "gaussian_product", "X");
   TORCH_CHECK_VALUE(rows >= 0 && columns >= 0, "gaussian_product: rows and columns must be non-negative, got ", rows,
                     " and ", columns);
@@ -35,7 +38,7 @@ at::Tensor gaussian_product(const at::Tensor& X, int64_t rows, int64_t columns, 
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t height = std::min(step, rows - row);
     const auto omega = block.narrow(0, 0, height);
-    fill_random(omega, RandomKind::gaussian, seed, row, column0);
+    fill_random(omega, kind, seed, row0 + row, column0);
     if (transposed) {
       product.narrow(1, row, height).copy_(at::mm(X, omega.t()));
     } else {

@@ -31,6 +31,20 @@ def _(X: Tensor, rows: int, columns: int, seed: int, transposed: bool) -> Tensor
     return X.new_empty((X.shape[0], rows if transposed else columns))
 
 
+@torch.library.register_fake("fastlr::sketch_apply")
+def _(
+    A: Tensor, kind: str, rows: int, columns: int, seed: int, nonzeros: int, first: int
+) -> Tensor:
+    return A.new_empty((rows, A.shape[1]))
+
+
+@torch.library.register_fake("fastlr::sketch_adjoint")
+def _(
+    Y: Tensor, kind: str, rows: int, columns: int, seed: int, nonzeros: int, first: int, count: int
+) -> Tensor:
+    return Y.new_empty((count, Y.shape[1]))
+
+
 @torch.library.register_fake("fastlr::orthonormalize")
 def _(Y: Tensor) -> Tensor:
     return Y.new_empty((Y.shape[0], min(Y.shape)))
@@ -246,6 +260,35 @@ def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 torch.library.register_autograd(
     "fastlr::gaussian_product", _product_backward, setup_context=_product_context
+)
+
+
+# A -> S A is linear, and S is real: its adjoint is the product with Sᵀ.
+
+
+def _sketch_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    A, *ctx.arguments = inputs
+    ctx.count = A.shape[0]
+
+
+def _sketch_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    adjoint = torch.ops.fastlr.sketch_adjoint(grad, *ctx.arguments, ctx.count)
+    return adjoint, *[None] * 6
+
+
+def _sketch_adjoint_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.arguments, _ = inputs
+
+
+def _sketch_adjoint_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.fastlr.sketch_apply(grad, *ctx.arguments), *[None] * 7
+
+
+torch.library.register_autograd(
+    "fastlr::sketch_apply", _sketch_backward, setup_context=_sketch_context
+)
+torch.library.register_autograd(
+    "fastlr::sketch_adjoint", _sketch_adjoint_backward, setup_context=_sketch_adjoint_context
 )
 
 

@@ -74,8 +74,8 @@ def test_numpy_in_numpy_out_and_half_types():
         ({"size": 0}, ValueError, "size must be at least 1, got 0"),
         ({"size": 1.0}, TypeError, "size must be an integer, got 1.0"),
         ({"axis": 2}, ValueError, "axis must be 0 or 1, got 2"),
-        ({"kind": "srft"}, ValueError, "kind must be 'gaussian', got 'srft'"),
-        ({"A": torch.ones(3)}, ValueError, "A must have 2 dimensions"),
+        ({"kind": "srft"}, ValueError, "kind must be one of gaussian, .* got 'srft'"),
+        ({"A": torch.ones(3)}, ValueError, "A must have at least 2 dimensions"),
     ],
 )
 def test_bad_arguments(arguments, error, words):

@@ -32,7 +32,7 @@ from fastlr.linalg.results import (
     WeightedLowRank,
     WeightedLowRankInfo,
 )
-from fastlr.linalg.sketching import sketch
+from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,
     StreamingSVDInfo,
@@ -66,6 +66,7 @@ __all__ = [
     "RankInfo",
     "SVDInfo",
     "SVDResult",
+    "SketchOperator",
     "SpectralDensity",
     "SpectralEstimate",
     "StreamingSVD",
