@@ -1,6 +1,7 @@
 """Layers compressed for the inputs of the compressed model, and the second factor refitted."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlr.nn import InterpolativeLinear, LowRankLinear, compress_llm
-from fastlr.nn.compress import calibrate
+from fastlr.nn.compress import calibrate, propagation
 from fastlr.nn.compress import run as run_module
 from fastlr.nn.compress.propagation import MIXTURES, PairedInputs
 from fastlr.nn.compress.refit import refit
@@ -20,6 +21,11 @@ U = torch.finfo(torch.float64).eps
 
 def draw(generator, *shape):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def undamped(monkeypatch):
+    monkeypatch.setattr(propagation, "DAMPING", 0.0)
 
 
 def pair_of(generator, tokens=60, i=7, independent=7, mean=1.0):
@@ -38,7 +44,8 @@ def test_the_correction_is_least_squares(seed, independent, scale):
     exact, inexact = exact * scale, inexact * scale
     weight = draw(generator, 5, 7)
     pair = PairedInputs.of(exact, inexact)
-    found = weight + pair.correction(weight)
+    with mock.patch.object(propagation, "DAMPING", 0.0):
+        found = weight + pair.correction(weight)
     reached = (exact @ weight.T - inexact @ found.T).norm()
     best = torch.linalg.lstsq(inexact, exact @ weight.T, driver="gelsd").solution
     # The moments are exact to tokens·U, and H⁺ leaves out what is below 7·U of its norm: errors of
@@ -50,7 +57,9 @@ def test_the_correction_is_least_squares(seed, independent, scale):
 @pytest.mark.parametrize("form", ["interpolative", "factored"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9)])
-def test_refit_leaves_an_error_orthogonal_to_what_the_second_factor_sees(form, bias, shape):
+def test_refit_leaves_an_error_orthogonal_to_what_the_second_factor_sees(
+    form, bias, shape, undamped
+):
     generator = torch.Generator().manual_seed(1)
     o, i = shape
     exact, inexact = pair_of(generator, i=i, independent=i)
@@ -105,6 +114,24 @@ def _seen(layer, inputs):
     return z if layer.bias is None else z - z.mean(0)
 
 
+def test_damping_leaves_alone_what_hardly_occurs():
+    # One direction a thousand times weaker than the others, with an error of its own size: fitted
+    # exactly it gets a correction as large as the weight.
+    generator = torch.Generator().manual_seed(2)
+    inexact = draw(generator, 200, 6)
+    inexact[:, 0] *= 1e-3
+    exact = inexact.clone()
+    exact[:, 1] += inexact[:, 0]  # what W x_f − W x depends on is the weak direction
+    weight = draw(generator, 5, 6)
+    pair = PairedInputs.of(exact, inexact)
+    damped = pair.correction(weight).norm()
+    with mock.patch.object(propagation, "DAMPING", 0.0):
+        full = pair.correction(weight).norm()
+    assert full > 0.5 * weight[:, 1].norm()
+    # λ / (λ + δ) of it, λ some 1e-6 and δ 1e-2 of the mean.
+    assert damped < 1e-3 * full
+
+
 def compress(model, ratio=0.4, **options):
     return compress_llm(model, ratio, **{"progress": False, **options})
 
@@ -132,7 +159,7 @@ def inputs_of(model, batch):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen", "gpt2"])
 def test_each_layer_is_the_best_for_the_outputs_of_the_dense_model(
-    make_model, tokens, architecture
+    make_model, tokens, architecture, undamped
 ):
     # The first layer of the second block reads what the compressed first block made: no weight of
     # its rank comes nearer to the dense model's outputs (reduced rank regression).
@@ -162,10 +189,10 @@ def test_each_layer_is_the_best_for_the_outputs_of_the_dense_model(
 def test_the_first_block_is_as_without(make_model, tokens):
     windows = tokens[:480].reshape(20, 24)
     found = {}
-    for propagation in (None, 0.0, 1.0):
+    for mixture in (None, 0.0, 1.0):
         model = make_model("llama", torch.float64)
-        compress(model, method="svd_llm", propagation=propagation, calibration=windows)
-        found[propagation] = model
+        compress(model, method="svd_llm", propagation=mixture, calibration=windows)
+        found[mixture] = model
     for name in linears(make_model("llama")):
         one, other = (composed_weight(found[p].get_submodule(name)) for p in (None, 0.0))
         # Sums of 480 products in another order, times the condition of the eigenvectors.
@@ -180,9 +207,9 @@ def test_the_first_block_is_as_without(make_model, tokens):
 @pytest.mark.parametrize("method", ["sparse", "two_sided", "svd_llm", "svd"])
 def test_sizes_are_those_without(make_model, tokens, method):
     reports = []
-    for propagation in (None, "adaptive"):
+    for mixture in (None, "adaptive"):
         model = make_model("llama")
-        options = {"propagation": propagation, "samples": 8, "seq_len": 24}
+        options = {"propagation": mixture, "samples": 8, "seq_len": 24}
         compress(model, method=method, calibration=tokens, **options)
         reports.append(model.fastlr_report)
     for one, other in zip(*(report.layers for report in reports), strict=True):

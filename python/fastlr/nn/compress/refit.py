@@ -8,8 +8,9 @@ layer has a bias, that is a linear least squares problem in Σ z zᵀ and Σ (W 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastlr.nn.compress import propagation
 from fastlr.nn.compress.propagation import PairedInputs
 from fastlr.nn.modules import InterpolativeLinear, LowRankLinear
 from fastlr.nn.modules.base import FactoredLinear
@@ -17,7 +18,7 @@ from fastlr.nn.modules.dense import high_precision
 
 
 def refit(module: FactoredLinear, weight: Tensor, pair: PairedInputs) -> None:
-    """Minimise Σ ‖W x_f + b − (second factor · z + b')‖² over the second factor, and b' if any.
+    """Minimise Σ ‖W x_f + b − (second factor · z + b')‖², damped, over that factor and b'.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ def refit(module: FactoredLinear, weight: Tensor, pair: PairedInputs) -> None:
 
     Notes
     -----
-    2·r·i·(i + o) flops and an eigenproblem of size r. Directions of z that never occurred get no
-    weight: the solution of least norm.
+    2·r·i·(i + o) flops and an eigenproblem of size r. What is added to the factor is damped by
+    1 % of the mean moment of z: directions of z that hardly occurred stay as they are.
     """
     inputs, wanted = pair.gram.matrix, weight @ pair.cross
     if module.bias is not None:
@@ -47,14 +48,14 @@ def refit(module: FactoredLinear, weight: Tensor, pair: PairedInputs) -> None:
         wanted = wanted - torch.outer(weight @ pair.dense_total, total) / count
     with torch.no_grad():
         if isinstance(module, LowRankLinear):
-            module.B.copy_(_least_squares(high_precision(module.A), inputs, wanted))
+            _improve(module.B, high_precision(module.A), inputs, wanted)
         elif isinstance(module, InterpolativeLinear) and module.side == "columns":
-            module.skeleton.copy_(_least_squares(_of_columns(module), inputs, wanted))
+            _improve(module.skeleton, _of_columns(module), inputs, wanted)
         elif isinstance(module, InterpolativeLinear):
             # Row `order[j]` of the output comes j-th among the skeleton's and the others.
             others = module.order.argsort()[module.rank :].to(wanted.device)
-            first = high_precision(module.skeleton)
-            module.coefficients.copy_(_least_squares(first, inputs, wanted[others]))
+            skeleton = high_precision(module.skeleton)
+            _improve(module.coefficients, skeleton, inputs, wanted[others])
         else:
             raise TypeError(f"refit: expected a low-rank layer, got {type(module).__name__}")
         if module.bias is not None:
@@ -68,10 +69,15 @@ def _of_columns(module: InterpolativeLinear) -> Tensor:
     return ordered.index_select(1, torch.argsort(module.order).to(ordered.device))
 
 
-def _least_squares(first: Tensor, inputs: Tensor, wanted: Tensor) -> Tensor:
-    """The matrix M of least norm that minimises Σ ‖y − M z‖², z = `first` x; `wanted` = Σ y xᵀ."""
+def _improve(second: nn.Parameter, first: Tensor, inputs: Tensor, wanted: Tensor) -> None:
+    """Minimise Σ ‖y − M z‖² + δ ‖M − M₀‖² over M, from its values M₀ on: z = `first` x.
+
+    `wanted` is Σ y xᵀ. The rows of `first` are scaled to length one before δ is added.
+    """
     lengths = first.norm(dim=1).clamp(min=torch.finfo(first.dtype).tiny)
     scaled = first / lengths[:, None]
-    inverse = torch.linalg.pinv(scaled @ inputs @ scaled.T, hermitian=True)
-    found: Tensor = wanted @ scaled.T @ inverse / lengths
-    return found
+    moments = scaled @ inputs @ scaled.T
+    before = high_precision(second)
+    missing = wanted @ scaled.T - before * lengths @ moments
+    damped = moments + propagation.DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
+    second.copy_(before + missing @ torch.linalg.pinv(damped, hermitian=True) / lengths)
