@@ -220,6 +220,7 @@ def test_sizes_are_those_without(make_model, tokens, method):
 def test_saes_takes_the_mixture_that_keeps_the_most(make_model, tokens):
     windows = tokens[:480].reshape(20, 24)
     kept = {}
+    assert max(MIXTURES) == 0.5
     for mixture in (*MIXTURES, "adaptive"):
         model = make_model("llama", torch.float64)
         compress(model, method="saes", propagation=mixture, calibration=windows)

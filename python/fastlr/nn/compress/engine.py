@@ -104,8 +104,9 @@ def compress_llm(
         Only multiples of it are used as ranks.
     propagation : float between 0 and 1 or "adaptive", optional
         Compress each block for the inputs that it gets from the compressed blocks before it, and
-        take this part of the correction that brings the outputs back to those of the dense model;
-        "adaptive" takes, of five, the part of which the new weight keeps the largest share. None
+        take this part of the correction that brings the outputs back to those of the dense model:
+        half of it helps; all of it can be far too much over many blocks. "adaptive" takes, of five
+        parts up to a half, that of which the new weight keeps the largest share. None
         (the default, but for "saes") uses the inputs of the dense model. The sizes of the layers
         are those found without it.
     refit : bool, default False
