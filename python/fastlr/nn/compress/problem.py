@@ -149,6 +149,12 @@ class Candidates:
         )
 
 
+def sums_beyond(parts: Tensor) -> Tensor:
+    """What the parts are worth without the first 0, 1, …, all of them, on the CPU."""
+    parts = parts.cpu()
+    return torch.cat((parts.flip(0).cumsum(0).flip(0), parts.new_zeros(1)))
+
+
 @dataclass(frozen=True)
 class LayerGroup:
     """Layers whose new forms are decided together: one candidate stands for all of them.

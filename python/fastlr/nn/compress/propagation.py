@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fastlr.nn.compress.blocks import BlockStack, BlockWalk
 from fastlr.nn.compress.calibration import Batch
 from fastlr.nn.compress.gram import Gram, cross_products
 from fastlr.nn.compress.problem import LayerProblem
+from fastlr.nn.compress.statistics import hearing_inputs
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -154,7 +155,7 @@ class _PairCollector:
                 seen.append(value)
             self._dense[name] = copies[key]
 
-        with self._listening(keep):
+        with hearing_inputs(self._layers, keep):
             yield
 
     @contextmanager
@@ -185,7 +186,7 @@ class _PairCollector:
                 )
             seen.append((value, value._version, [name], found))
 
-        with self._listening(pair):
+        with hearing_inputs(self._layers, pair):
             yield
         for _, _, names, found in seen:
             key = tuple(names)
@@ -197,21 +198,3 @@ class _PairCollector:
     def pairs(self) -> dict[str, PairedInputs]:
         """The sums by layer; one object for the layers that share it."""
         return {name: found for names, found in self._sums.items() for name in names}
-
-    @contextmanager
-    def _listening(self, hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-        handles = []
-
-        def listener(name: str) -> Any:
-            def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                hear(name, args[0] if args else kwargs["input"])
-
-            return listen
-
-        try:
-            for name, module in self._layers.items():
-                handles.append(module.register_forward_pre_hook(listener(name), with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()

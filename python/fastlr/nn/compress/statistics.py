@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,28 @@ class Statistics:
         return sum(matrix.numel() * matrix.element_size() for matrix in distinct.values())
 
 
+@contextmanager
+def hearing_inputs(
+    layers: Mapping[str, nn.Module], hear: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Tell `hear` the name and the input of each of the layers when it is called."""
+    handles = []
+
+    def listener(name: str) -> Any:
+        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hear(name, args[0] if args else kwargs["input"])
+
+        return listen
+
+    try:
+        for name, module in layers.items():
+            handles.append(module.register_forward_pre_hook(listener(name), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass
 class InputCollector:
     """Sums the moments of the inputs of some layers, those with a common input together.
@@ -78,17 +100,8 @@ class InputCollector:
     _keep: Tensor | None = None
     _finished: int = 0
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        handles = []
-        try:
-            for name, module in self.layers.items():
-                listen = self._listener(name)
-                handles.append(module.register_forward_pre_hook(listen, with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def listening(self) -> AbstractContextManager[None]:
+        return hearing_inputs(self.layers, self._hear)
 
     def begin(self, mask: Tensor | None) -> None:
         """Before a batch: its mask says which positions count."""
@@ -126,17 +139,13 @@ class InputCollector:
                     found[name] = gram
         return found
 
-    def _listener(self, name: str) -> Any:
-        def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = args[0] if args else kwargs["input"]
-            for seen, version, names, _ in self._seen:
-                if _same_tensor(seen, value) and version == value._version:
-                    names.append(name)
-                    return
-            # Keeping the tensor itself: freed memory could come back as another layer's input.
-            self._seen.append((value, value._version, [name], Gram.of(self._counted(value))))
-
-        return listen
+    def _hear(self, name: str, value: Tensor) -> None:
+        for seen, version, names, _ in self._seen:
+            if _same_tensor(seen, value) and version == value._version:
+                names.append(name)
+                return
+        # Keeping the tensor itself: freed memory could come back as another layer's input.
+        self._seen.append((value, value._version, [name], Gram.of(self._counted(value))))
 
     def _counted(self, value: Tensor) -> Tensor:
         keep = self._keep

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fastlr.linalg as la
 from fastlr.nn.compress.methods import svd_llm
-from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem, sums_beyond
 from fastlr.nn.compress.solver import solve
 from fastlr.nn.modules import SharedBasisLinear
 from fastlr.nn.modules.shared_basis_linear import Shared
@@ -95,8 +95,7 @@ def _prepare(members: Sequence[LayerProblem], form: str, multiple: int) -> Candi
     a_rank = _numbers_a_rank(members)
     limit = min(len(solution.energies), members[0].shape[1 - axis])
     ranks = [r for r in range(multiple, limit + 1, multiple) if r * a_rank < entries]
-    squares = solution.energies.cpu() * solution.total
-    tails = torch.cat((squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)))
+    errors = sums_beyond(solution.energies * solution.total)
 
     def build(index: int) -> Mapping[str, nn.Module]:
         if index == len(ranks):
@@ -111,7 +110,7 @@ def _prepare(members: Sequence[LayerProblem], form: str, multiple: int) -> Candi
 
     return Candidates(
         torch.tensor([*(rank * a_rank for rank in ranks), entries]),
-        tails[torch.tensor([*ranks, len(squares)])],
+        errors[torch.tensor([*ranks, len(errors) - 1])],
         solution.total,
         build,
     )

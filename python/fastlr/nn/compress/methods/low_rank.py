@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastlr.nn.compress.forms import Form, form_named
 from fastlr.nn.compress.gram import Gram
-from fastlr.nn.compress.problem import Candidates, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerProblem, sums_beyond
 from fastlr.nn.compress.solver import solve
 
 
@@ -32,7 +32,6 @@ def low_rank_candidates(
     sizes = {rank: stored.parameters(*problem.shape, rank) + beside for rank in every}
     ranks = [rank for rank in every if sizes[rank] < problem.entries]
     squares = solution.energies.cpu() * solution.total
-    tails = torch.cat((squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)))
 
     def build(index: int) -> nn.Module | None:
         if index == len(ranks):
@@ -41,7 +40,7 @@ def low_rank_candidates(
 
     return Candidates(
         torch.tensor([*(sizes[rank] for rank in ranks), problem.entries]),
-        tails[torch.tensor([*ranks, len(squares)])],
+        sums_beyond(squares)[torch.tensor([*ranks, len(squares)])],
         solution.total,
         build,
         squares,

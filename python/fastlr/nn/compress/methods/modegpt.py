@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastlr.nn.compress.gram import Gram
 from fastlr.nn.compress.methods import svd_llm
-from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compress.problem import Candidates, LayerGroup, LayerProblem, sums_beyond
 from fastlr.nn.compress.solver import solve
 from fastlr.nn.compress.sparse_solver import inverse_diagonal
 from fastlr.nn.compress.structure import Attention, Mlp, find_structures
@@ -253,7 +253,7 @@ def _candidates(
     """
     dense = sum(problem.entries for problem in members)
     smaller = [size for size in numbers if size < dense]
-    errors = lost.flip(0).cumsum(0).flip(0).cpu()
+    errors = sums_beyond(lost)
     return Candidates(
         torch.tensor([*smaller, dense]),
         torch.cat((errors[1 : len(smaller) + 1], errors.new_zeros(1))),
