@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/SparseCsrTensorUtils.h>
 
 #include <algorithm>
 #include <bit>
@@ -94,34 +93,37 @@ void by_row_major_columns(const at::Tensor& from, const at::Tensor& to, const Wo
   }
 }
 
-// S A for a real row-major A, added to Y, without the scale.
-void add_structured(const SketchOperator& S, const at::Tensor& A, int64_t first, const at::Tensor& Y) {
-  AT_DISPATCH_FLOATING_TYPES(A.scalar_type(), "sketch", [&] {
-    if (S.kind == SketchKind::sparse_sign) {
-      kernels::add_sparse_sign_cpu<scalar_t>(signs_of(S), read<scalar_t>(A), first, written<scalar_t>(Y));
-    } else {
-      const auto picks = picks_of(S);
-      kernels::add_hadamard_cpu<scalar_t>({static_cast<uint64_t>(S.seed), S.rows, picks.data()}, read<scalar_t>(A),
-                                          first, written<scalar_t>(Y));
-    }
-  });
-}
-
 at::Tensor apply_structured(const SketchOperator& S, const at::Tensor& A, int64_t first) {
   const auto real = as_real(A);
   auto Y = at::zeros({S.rows, real.size(1)}, real.options());
-  by_row_major_columns(real, Y,
-                       [&](const at::Tensor& from, const at::Tensor& to) { add_structured(S, from, first, to); });
+  const auto picks = S.kind == SketchKind::srht ? picks_of(S) : std::vector<int64_t>();
+  by_row_major_columns(real, Y, [&](const at::Tensor& from, const at::Tensor& to) {
+    AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch", [&] {
+      if (S.kind == SketchKind::sparse_sign) {
+        kernels::add_sparse_sign_cpu<scalar_t>(signs_of(S), read<scalar_t>(from), first, written<scalar_t>(to));
+      } else {
+        kernels::add_hadamard_cpu<scalar_t>({static_cast<uint64_t>(S.seed), S.rows, picks.data()}, read<scalar_t>(from),
+                                            first, written<scalar_t>(to));
+      }
+    });
+  });
   return as_complex(Y.mul_(scale_of(S)), A.is_complex());
 }
 
+// Which rows of S draw one of the rows [first, first + count), and which of these.
+struct Drawn {
+  at::Tensor by, rows;
+};
+Drawn drawn_from(const SketchOperator& S, int64_t first, int64_t count, at::Device device) {
+  const auto picks = at::tensor(picks_of(S), at::kLong).sub_(first).to(device);
+  const auto by = at::nonzero(picks.ge(0).logical_and_(picks.lt(count))).squeeze(1);
+  return {by, picks.index_select(0, by)};
+}
+
 at::Tensor apply_samples(const SketchOperator& S, const at::Tensor& A, int64_t first) {
-  const auto drawn = picks_of(S);
-  const auto picks = at::tensor(drawn, at::kLong).sub_(first).to(A.device());
-  const auto inside = at::nonzero(picks.ge(0).logical_and_(picks.lt(A.size(0)))).squeeze(1);
-  auto Y = at::zeros({S.rows, A.size(1)}, A.options());
-  Y.index_copy_(0, inside, A.index_select(0, picks.index_select(0, inside)).mul_(scale_of(S)));
-  return Y;
+  const auto drawn = drawn_from(S, first, A.size(0), A.device());
+  return at::zeros({S.rows, A.size(1)}, A.options())
+      .index_copy_(0, drawn.by, A.index_select(0, drawn.rows).mul_(scale_of(S)));
 }
 
 // Dense rows of a CSR matrix.
@@ -216,11 +218,9 @@ at::Tensor SketchOperator::apply_adjoint(const at::Tensor& Y, int64_t first, int
   check_window(*this, first, count, "sketch");
   TORCH_CHECK_VALUE(Y.size(0) == rows, "sketch: Y must have ", rows, " rows, got shape ", Y.sizes());
   if (kind == SketchKind::uniform) {
-    const auto drawn = picks_of(*this);
-    const auto picks = at::tensor(drawn, at::kLong).sub_(first).to(Y.device());
-    const auto inside = at::nonzero(picks.ge(0).logical_and_(picks.lt(count))).squeeze(1);
+    const auto drawn = drawn_from(*this, first, count, Y.device());
     return at::zeros({count, Y.size(1)}, Y.options())
-        .index_add_(0, picks.index_select(0, inside), Y.index_select(0, inside).mul_(scale_of(*this)));
+        .index_add_(0, drawn.rows, Y.index_select(0, drawn.by).mul_(scale_of(*this)));
   }
   const auto real = as_real(Y);
   if (kind == SketchKind::gaussian || kind == SketchKind::rademacher) {
@@ -229,12 +229,12 @@ at::Tensor SketchOperator::apply_adjoint(const at::Tensor& Y, int64_t first, int
   }
   check_device(*this, Y);
   auto X = at::empty({count, real.size(1)}, real.options());
+  const auto picks = kind == SketchKind::srht ? picks_of(*this) : std::vector<int64_t>();
   by_row_major_columns(real, X, [&](const at::Tensor& from, const at::Tensor& to) {
     AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch", [&] {
       if (kind == SketchKind::sparse_sign) {
         kernels::sparse_sign_adjoint_cpu<scalar_t>(signs_of(*this), read<scalar_t>(from), first, written<scalar_t>(to));
       } else {
-        const auto picks = picks_of(*this);
         kernels::hadamard_adjoint_cpu<scalar_t>({static_cast<uint64_t>(seed), rows, picks.data()}, read<scalar_t>(from),
                                                 first, written<scalar_t>(to));
       }
