@@ -71,3 +71,38 @@ def residual(A, result) -> float:
 def operator(A: torch.Tensor) -> la.LinearOperator:
     """A known by its products alone: its entries, and so ‖A‖_F, are not seen."""
     return la.LinearOperator(A.shape, lambda X: A @ X, lambda Y: A.mH @ Y, dtype=A.dtype)
+
+
+def backward_error(A, b, x) -> float:
+    """The estimate of Karlson and Waldén for A·x ≈ b, relative, with columns of unit length."""
+    A, b, x = exact(A), exact(b), exact(x)
+    lengths = np.linalg.norm(A, axis=0)
+    lengths[lengths == 0] = 1
+    A, x = A / lengths, x * lengths
+    norm, size = np.linalg.norm(A), np.linalg.norm(b)
+    if norm == 0 or size == 0:
+        return 0.0
+    residual = b - A @ x
+    theta = norm / size
+    growth = np.hypot(1, theta * np.linalg.norm(x))
+    _, values, adjoint = scipy.linalg.svd(A, full_matrices=False)
+    parts = adjoint @ (A.conj().T @ residual)
+    shifted = np.hypot(values, theta * np.linalg.norm(residual) / growth)
+    seen = shifted > 0
+    return float(np.linalg.norm(parts[seen] / shifted[seen]) / (size * growth))
+
+
+def lstsq_in_extended_precision(A, b) -> np.ndarray:
+    """Householder QR in NumPy's longdouble, eleven bits more than float64 has."""
+    R, y = exact(A).astype(np.longdouble), exact(b).astype(np.longdouble)
+    n = R.shape[1]
+    for j in range(n):
+        v = R[j:, j].copy()
+        v[0] += np.copysign(np.sqrt(np.sum(v * v)), v[0])
+        v /= np.sqrt(np.sum(v * v))
+        R[j:, j:] -= 2 * v[:, None] * np.sum(v[:, None] * R[j:, j:], axis=0)
+        y[j:] -= 2 * v * np.sum(v * y[j:])
+    x = np.zeros(n, np.longdouble)
+    for j in reversed(range(n)):
+        x[j] = (y[j] - np.sum(R[j, j + 1 :] * x[j + 1 :])) / R[j, j]
+    return x

@@ -12,6 +12,7 @@
 #include <string>
 #include <tuple>
 
+#include <fastlr/lstsq.hpp>
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
 #include <fastlr/sketch_operator.hpp>
@@ -164,6 +165,19 @@ PYBIND11_MODULE(_core, module) {
         return std::make_tuple(r.nodes, r.weights, r.resolution, r.passes);
       },
       py::arg("A"), py::arg("n_vectors"), py::arg("steps"), py::arg("seed"), Released());
+  module.def(
+      "lstsq",
+      [](const std::shared_ptr<const LinearOperator>& A, const at::Tensor& B, std::string_view method,
+         std::string_view sketch, std::optional<int64_t> sketch_rows, int64_t nonzeros, double damp,
+         std::optional<double> tol, std::optional<int64_t> max_iters, int64_t seed) {
+        const auto r = fastlr::lstsq(A, B,
+                                     {fastlr::parse_lstsq_method(method), fastlr::parse_sketch_kind(sketch),
+                                      sketch_rows, nonzeros, damp, tol, max_iters, seed});
+        return std::make_tuple(r.x, r.residual, r.backward_error, r.condition, r.rank, r.sketch_rows, r.iterations,
+                               r.passes, static_cast<int64_t>(r.method), r.recovered, r.converged);
+      },
+      py::arg("A"), py::arg("B"), py::arg("method"), py::arg("sketch"), py::arg("sketch_rows"), py::arg("nonzeros"),
+      py::arg("damp"), py::arg("tol"), py::arg("max_iters"), py::arg("seed"), Released());
   fastlr::bindings::define_streaming(module);
   module.def("copy_of_plain_lines", &fastlr::bindings::copy_of_plain_lines, py::arg("block"), py::arg("axis"),
              py::arg("dtype"), py::arg("width"), py::arg("most"),

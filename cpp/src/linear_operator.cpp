@@ -1,6 +1,7 @@
 #include <fastlr/linear_operator.hpp>
 
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <fastlr/sketch.hpp>
 
 #include "checks.hpp"
+#include "residual.hpp"
 #include "sparse.hpp"
 #include "tall.hpp"
 
@@ -68,6 +70,26 @@ NormalProduct LinearOperator::normal_matmat(const at::Tensor& X, const NormalCol
           checked(co, columns_, columns.co_columns, "rmatmat")};
 }
 
+Residual LinearOperator::residual_product(const at::Tensor& B, const at::Tensor& X) const {
+  count_passes(reads_once() ? 1 : 2);
+  auto [residual, co] = do_residual_product(B, X);
+  return {checked(residual, rows_, X.size(-1), "matmat"), checked(co, columns_, X.size(-1), "rmatmat")};
+}
+
+at::Tensor LinearOperator::sketched(const SketchOperator& S) const {
+  count_passes(1);
+  return checked(do_sketched(S), S.rows, columns_, "rmatmat");
+}
+
+at::Tensor LinearOperator::sketched_adjoint(const SketchOperator& S) const {
+  count_passes(1);
+  return checked(do_sketched_adjoint(S), S.rows, rows_, "matmat");
+}
+
+at::Tensor LinearOperator::triangle(const at::Tensor& B) const {
+  return std::get<1>(at::linalg_qr(at::cat({to_dense(), B}, 1), "r"));
+}
+
 at::Tensor LinearOperator::gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
   count_passes(1);
   return checked(do_gaussian_matmat(k, seed, column0), rows_, k, "matmat");
@@ -118,6 +140,33 @@ NormalProduct LinearOperator::do_normal_matmat(const at::Tensor& X, const Normal
   const auto Y = do_matmat(X);
   return {Y.narrow(-1, columns.image_from, X.size(-1) - columns.image_from),
           do_rmatmat(Y.narrow(-1, 0, columns.co_columns))};
+}
+
+Residual LinearOperator::do_residual_product(const at::Tensor& B, const at::Tensor& X) const {
+  auto residual = B - do_matmat(X);
+  return {residual, do_rmatmat(residual)};
+}
+
+// Columns of Sᵀ are made some at a time.
+template <typename Product>
+at::Tensor by_columns_of_sketch(const SketchOperator& S, const at::TensorOptions& options, const Product& product) {
+  constexpr int64_t kColumns = 256;
+  std::vector<at::Tensor> parts;
+  for (int64_t row = 0; row < S.rows; row += kColumns) {
+    const int64_t count = std::min(kColumns, S.rows - row);
+    auto chosen = at::zeros({S.rows, count}, options);
+    chosen.narrow(0, row, count).fill_diagonal_(1.0);
+    parts.push_back(materialized_adjoint(product(S.apply_adjoint(chosen, 0, S.columns))));
+  }
+  return at::cat(parts);
+}
+
+at::Tensor LinearOperator::do_sketched(const SketchOperator& S) const {
+  return by_columns_of_sketch(S, options_, [&](const at::Tensor& columns) { return do_rmatmat(columns); });
+}
+
+at::Tensor LinearOperator::do_sketched_adjoint(const SketchOperator& S) const {
+  return by_columns_of_sketch(S, options_, [&](const at::Tensor& columns) { return do_matmat(columns); });
 }
 
 at::Tensor LinearOperator::do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
@@ -200,6 +249,7 @@ class DenseOperator final : public LinearOperator {
     count_passes(1);
     return A_;
   }
+  std::optional<int64_t> stored_entries() const override { return A_.numel(); }
   // at::mean sums pairwise: its rounding does not grow with the number of rows as a product's does.
   at::Tensor row_mean() const override {
     count_passes(1);
@@ -229,9 +279,20 @@ class DenseOperator final : public LinearOperator {
     return gaussian_product(A_.mH(), rows(), k, seed, /*transposed=*/false, column0);
   }
   std::optional<double> do_frobenius_norm() const override { return fastlr::frobenius_norm(A_); }
+  at::Tensor do_sketched(const SketchOperator& S) const override { return S.apply(A_); }
+  at::Tensor do_sketched_adjoint(const SketchOperator& S) const override { return S.apply(A_.mH()); }
+
+  // One read for a vector; several share it as the columns of a product do.
+  Residual do_residual_product(const at::Tensor& B, const at::Tensor& X) const override {
+    return X.size(1) == 1 && residual_fits(X) ? residual_of(B, X) : LinearOperator::do_residual_product(B, X);
+  }
 
   // Every block of rows is multiplied by X, and its adjoint by the result, while it is in the cache.
   NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& wanted) const override {
+    if (X.size(1) == 1 && wanted.co_columns == 1 && residual_fits(X)) {
+      const auto [residual, co] = residual_of(at::Tensor(), X);
+      return {residual.neg().narrow(1, wanted.image_from, 1 - wanted.image_from), co.neg()};
+    }
     const int64_t row_bytes = columns() * A_.element_size();
     if (A_.dim() > 2 || !A_.is_cpu() || row_bytes > kFusedRowBytes || rows() * row_bytes < kCachedBytes)
       return LinearOperator::do_normal_matmat(X, wanted);
@@ -269,6 +330,24 @@ class DenseOperator final : public LinearOperator {
   }
 
  private:
+  // Whether there is a kernel that reads A once for both products with a vector.
+  bool residual_fits(const at::Tensor& x) const {
+    return A_.dim() == 2 && A_.is_cpu() && !A_.is_complex() && A_.scalar_type() == x.scalar_type() &&
+           (A_.stride(0) == 1 || A_.stride(1) == 1);
+  }
+  // For vectors; an undefined B is zero.
+  Residual residual_of(const at::Tensor& B, const at::Tensor& X) const {
+    const auto x = X.contiguous(), b = B.defined() ? B.contiguous() : B;
+    const auto residual = at::empty({rows(), 1}, options());
+    const auto sum = at::empty({columns(), 1}, options().dtype(at::kDouble));
+    AT_DISPATCH_FLOATING_TYPES(A_.scalar_type(), "residual", [&] {
+      kernels::residual_cpu<scalar_t>({A_.const_data_ptr<scalar_t>(), rows(), columns(), A_.stride(0), A_.stride(1)},
+                                      x.const_data_ptr<scalar_t>(),
+                                      b.defined() ? b.const_data_ptr<scalar_t>() : nullptr,
+                                      residual.mutable_data_ptr<scalar_t>(), sum.mutable_data_ptr<double>());
+    });
+    return {residual, sum.to(A_.scalar_type())};
+  }
   at::Tensor before(const at::Tensor& X) const { return X.to(A_.scalar_type()); }
   at::Tensor after(const at::Tensor& Y) const { return Y.to(options().dtype().toScalarType()); }
 
@@ -317,6 +396,7 @@ class SparseOperator final : public LinearOperator {
     return std::hypot(fastlr::frobenius_norm(A_.values() - row.index_select(0, columns_of_entries)),
                       fastlr::frobenius_norm(row * absent.to(at::kDouble).sqrt()));
   }
+  std::optional<int64_t> stored_entries() const override { return A_._nnz(); }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return at::mm(A_, X.contiguous()); }
@@ -324,6 +404,14 @@ class SparseOperator final : public LinearOperator {
   std::optional<double> do_frobenius_norm() const override {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return fastlr::frobenius_norm(A_.values());
+  }
+  at::Tensor do_sketched(const SketchOperator& S) const override {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return S.apply(A_);
+  }
+  at::Tensor do_sketched_adjoint(const SketchOperator& S) const override {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return S.apply(adjoint_);
   }
 
  private:
@@ -348,10 +436,13 @@ class AdjointOperator final : public LinearOperator {
   void check_finite(const char* caller) const override { A_->check_finite(caller); }
   std::optional<double> largest_magnitude() const override { return A_->largest_magnitude(); }
   at::Tensor to_dense() const override { return materialized_adjoint(A_->to_dense()); }
+  std::optional<int64_t> stored_entries() const override { return A_->stored_entries(); }
 
  protected:
   at::Tensor do_matmat(const at::Tensor& X) const override { return A_->rmatmat(X); }
   at::Tensor do_rmatmat(const at::Tensor& Y) const override { return A_->matmat(Y); }
+  at::Tensor do_sketched(const SketchOperator& S) const override { return A_->sketched_adjoint(S); }
+  at::Tensor do_sketched_adjoint(const SketchOperator& S) const override { return A_->sketched(S); }
   at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const override {
     return A_->gaussian_rmatmat(k, seed, column0);
   }
@@ -453,6 +544,16 @@ class RowBlocksOperator final : public LinearOperator {
     read([&](int64_t row0, const at::Tensor& block) { A.narrow(0, row0, block.size(0)).copy_(block); });
     return A;
   }
+  // Of the triangle so far and the next rows, again and again.
+  at::Tensor triangle(const at::Tensor& B) const override {
+    auto R = at::empty({0, columns() + B.size(1)}, options());
+    read([&](int64_t row0, const at::Tensor& block) {
+      const auto own = at::cat({block, B.narrow(0, row0, block.size(0))}, 1);
+      for (const auto& rows_of_own : own.split(std::max<int64_t>(2 * own.size(1), 1)))
+        R = std::get<1>(at::linalg_qr(at::cat({R, rows_of_own}), "r"));
+    });
+    return R;
+  }
   TwoSidedSketch two_sided_sketch(const TwoSidedWidths& widths, int64_t right_seed, int64_t left_seed) const override {
     const auto omega = gaussian(columns(), widths.right + widths.core, right_seed, 0, options());
     auto left = at::zeros({columns(), widths.left}, options());
@@ -510,6 +611,26 @@ class RowBlocksOperator final : public LinearOperator {
       co += part.co;
     });
     return {image, co};
+  }
+  Residual do_residual_product(const at::Tensor& B, const at::Tensor& X) const override {
+    auto residual = at::empty({rows(), X.size(1)}, options());
+    auto co = at::zeros({columns(), X.size(1)}, options());
+    visit([&](int64_t row0, const at::Tensor& block) {
+      const auto part = DenseOperator(block).residual_product(B.narrow(0, row0, block.size(0)), X);
+      residual.narrow(0, row0, block.size(0)).copy_(part.residual);
+      co += part.co;
+    });
+    return {residual, co};
+  }
+  at::Tensor do_sketched(const SketchOperator& S) const override {
+    auto Y = at::zeros({S.rows, columns()}, options());
+    visit([&](int64_t row0, const at::Tensor& block) { Y += S.apply(block, row0); });
+    return Y;
+  }
+  at::Tensor do_sketched_adjoint(const SketchOperator& S) const override {
+    auto Y = at::empty({S.rows, rows()}, options());
+    visit([&](int64_t row0, const at::Tensor& block) { Y.narrow(1, row0, block.size(0)).copy_(S.apply(block.mH())); });
+    return Y;
   }
   // The rows of Omega that a block needs are made when it is read.
   at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const override {

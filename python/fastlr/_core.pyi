@@ -112,3 +112,15 @@ def top_eigenvector(
     most_heavy: int | None,
     seed: int,
 ) -> tuple[Tensor, float, float, float, float, float, int, int, int, bool]: ...
+def lstsq(
+    A: Operator,
+    B: Tensor,
+    method: str,
+    sketch: str,
+    sketch_rows: int | None,
+    nonzeros: int,
+    damp: float,
+    tol: float | None,
+    max_iters: int | None,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, float, int, int, int, int, int, bool, bool]: ...

@@ -8,6 +8,8 @@
 #include <optional>
 #include <utility>
 
+#include <fastlr/sketch_operator.hpp>
+
 namespace fastlr {
 
 // What one read of A leaves behind, for Gaussian matrices of two seeds.
@@ -28,6 +30,11 @@ struct NormalProduct {
 };
 struct NormalColumns {
   int64_t image_from, co_columns;
+};
+
+// R = B - A X, and Aᴴ R.
+struct Residual {
+  at::Tensor residual, co;
 };
 
 class LinearOperator;
@@ -62,6 +69,19 @@ class LinearOperator {
   // source is read row block by row block, two elsewhere.
   virtual bool reads_once() const { return false; }
   NormalProduct normal_matmat(const at::Tensor& X, const NormalColumns& columns) const;
+
+  // One pass where a source or a dense matrix is read row block by row block, two elsewhere.
+  Residual residual_product(const at::Tensor& B, const at::Tensor& X) const;
+
+  // S A and S Aᴴ, dense. One pass; where only products are known, those with the dense S.
+  at::Tensor sketched(const SketchOperator& S) const;
+  at::Tensor sketched_adjoint(const SketchOperator& S) const;
+
+  // The upper triangle R, min(m, n + k) x (n + k), of [A, B] = Q R: A itself is not kept. One pass.
+  virtual at::Tensor triangle(const at::Tensor& B) const;
+
+  // Entries that are stored; nothing where there are only products.
+  virtual std::optional<int64_t> stored_entries() const { return std::nullopt; }
 
   // The same matrix in a type of half the size; nothing where there is none that the hardware multiplies faster, or
   // with `even_if_slow` where there is none at all. Costs a copy.
@@ -99,6 +119,9 @@ class LinearOperator {
   virtual at::Tensor do_matmat(const at::Tensor& X) const = 0;
   virtual at::Tensor do_rmatmat(const at::Tensor& Y) const = 0;
   virtual NormalProduct do_normal_matmat(const at::Tensor& X, const NormalColumns& columns) const;
+  virtual Residual do_residual_product(const at::Tensor& B, const at::Tensor& X) const;
+  virtual at::Tensor do_sketched(const SketchOperator& S) const;
+  virtual at::Tensor do_sketched_adjoint(const SketchOperator& S) const;
   virtual at::Tensor do_gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const;
   virtual at::Tensor do_gaussian_rmatmat(int64_t k, int64_t seed, int64_t column0) const;
   virtual std::optional<double> do_frobenius_norm() const { return std::nullopt; }

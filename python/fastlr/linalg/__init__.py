@@ -23,6 +23,7 @@ from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.pca import PCA, PCAInfo, pca
 from fastlr.linalg.random import random_matrix
+from fastlr.linalg.regression import LstsqInfo, LstsqResult, lstsq
 from fastlr.linalg.results import (
     ConvergenceWarning,
     InterpolativeInfo,
@@ -59,6 +60,8 @@ __all__ = [
     "InterpolativeResult",
     "JointSVDBounds",
     "LinearOperator",
+    "LstsqInfo",
+    "LstsqResult",
     "MatrixClusters",
     "NormEstimate",
     "PCAInfo",
@@ -84,6 +87,7 @@ __all__ = [
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
+    "lstsq",
     "nystrom",
     "orthonormalize",
     "pca",
