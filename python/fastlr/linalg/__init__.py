@@ -11,6 +11,7 @@ from fastlr.linalg.joint import (
     cluster_matrices,
     joint_svd_bounds,
 )
+from fastlr.linalg.leverage import leverage_scores
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -84,6 +85,7 @@ __all__ = [
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
+    "leverage_scores",
     "nystrom",
     "orthonormalize",
     "pca",
