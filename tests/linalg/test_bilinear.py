@@ -18,8 +18,9 @@ from references import exact, unit_roundoff
 MODELS = ["repeated", "diverse", "snapshots"]
 METHODS = ["lstsq", "spectral"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-# p, m, n: fewer signals than sensors and more, which is what the elimination goes by.
-SHAPES = [(4, 30, 5), (6, 24, 9)]
+# p, m, n: fewer unknowns of the signals than sensors and more, which is what the elimination goes
+# by; six matrices and then three in the second.
+SHAPES = [(4, 30, 5), (9, 24, 9)]
 
 
 def draw(*shape, dtype=torch.float64, seed=0):

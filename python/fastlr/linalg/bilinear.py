@@ -257,6 +257,7 @@ class _Factor:
     R: Tensor
 
     def solve_T(self, B: Tensor, *, adjoint: bool = False) -> Tensor:
+        """T⁻¹ B or T⁻ᴴ B."""
         if self.T.dim() == 1:
             return B / (self.T.conj() if adjoint else self.T)[:, None]
         p, n, _ = self.T.shape
@@ -264,6 +265,7 @@ class _Factor:
         return _solve(self.T, blocks, adjoint=adjoint).reshape(p * n, -1)
 
     def times_T(self, B: Tensor) -> Tensor:
+        """T B."""
         if self.T.dim() == 1:
             return self.T[:, None] * B
         p, n, _ = self.T.shape
@@ -340,7 +342,7 @@ class _Bordered:
 
 
 def _eliminate(system: _System) -> _Factor:
-    """Leave the smaller block of unknowns; one signal is never longer than it is worth."""
+    """Leave the smaller group of unknowns; with one signal, gains are cheaper to eliminate."""
     if system.shared or system.unknowns <= system.Y.shape[1]:
         return _without_gains(system)
     return _without_signals(system)
@@ -361,11 +363,12 @@ def _without_gains(system: _System) -> _Factor:
     v /= torch.linalg.vector_norm(v, dim=1)[:, None]
     C = y.new_empty(m, k)
     R = y.new_zeros(0, k)
+    # The rows of a QR are at least four times those of R, which enter again.
     step = max(1, max(_BLOCK // (p * k), 4 * k // max(p - 1, 1)))
     for start in range(0, m, step):
         rows = _rows_of_sensors(system, start, min(start + step, m))
         mirror = v[start : start + step, :, None]
-        rows = rows - 2 * mirror * (mirror.mH @ rows)
+        rows = torch.baddbmm(rows, mirror, mirror.mH @ rows, alpha=-2)
         C[start : start + step] = rows[:, 0]
         R = _triangle(R, rows[:, 1:].reshape(-1, k))
     return _Factor(-phases * lengths, C, _padded(R))
@@ -387,7 +390,8 @@ def _without_signals(system: _System) -> _Factor:
     p, m = system.Y.shape
     n = system.A.shape[2]
     T, C, R = [], [], system.Y.new_zeros(0, m)
-    together = max(1, m // max(m - n, 1))  # so that the rows of one QR are as many as those of R
+    # The rows of a QR are four times those of R, which enter again.
+    together = max(1, 4 * m // max(m - n, 1))
     waiting: list[Tensor] = []
     Q = Rl = system.Y.new_empty(0, 0)
     for index in range(p):
@@ -431,7 +435,7 @@ def _start(system: _System, method: str, w: Tensor | None) -> tuple[Tensor, Tens
     """The row w of the first least squares problem, of unit length, in the units of M."""
     m, k = system.Y.shape[1], system.unknowns
     if w is not None:
-        # Of 1/d in units of y⁻¹: w is divided by what z is multiplied by.
+        # z is multiplied by the units of Y and of A, and w divided, up to a common factor.
         ratio = system.y_unit / system.a_unit
         row = torch.cat([w[:m], w[m:] * ratio])
         row = row / row.abs().amax()
@@ -595,9 +599,8 @@ def _check_shapes(A: Tensor, Y: Tensor, model: str) -> None:
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        index = tuple(finite.logical_not().nonzero()[0].tolist())
+    if not math.isfinite(_largest(tensor)):
+        index = tuple(torch.isfinite(tensor).logical_not().nonzero()[0].tolist())
         raise ValueError(
             f"{_CALLER}: {name} must be finite, got {tensor[index].item()} at index {index}"
         )
@@ -648,17 +651,32 @@ def _scaled(A: Tensor, Y: Tensor, model: str) -> _System:
     stack = A[None] if model == "snapshots" else A
     # Columns of x: n, or p·n of which every matrix has n.
     columns = stack.shape[2] * (1 if model == "repeated" else len(stack))
-    y_top, a_top = float(Y.abs().amax()), float(stack.abs().amax())
+    y_top, a_top = _largest(Y), _largest(stack)
     Y, stack = Y / y_top, stack / a_top
-    y_length = float(torch.linalg.vector_norm(Y)) / math.sqrt(Y.shape[1])
-    a_length = float(torch.linalg.vector_norm(stack)) / math.sqrt(columns)
+    y_length = _length(Y) / math.sqrt(Y.shape[1])
+    a_length = _length(stack) / math.sqrt(columns)
     return _System(
-        stack / a_length,
-        Y / y_length,
+        stack.div_(a_length),
+        Y.div_(y_length),
         y_top * y_length,
         a_top * a_length,
         model == "repeated",
     )
+
+
+def _largest(A: Tensor) -> float:
+    """The largest part of an entry, in one pass; not finite where one of them is not."""
+    least, most = _parts(A).aminmax()
+    return max(-float(least), float(most))
+
+
+def _length(A: Tensor) -> float:
+    return float(torch.linalg.vector_norm(_parts(A)))
+
+
+def _parts(A: Tensor) -> Tensor:
+    """Real numbers: absolute values of complex ones are slow."""
+    return torch.view_as_real(A) if A.is_complex() else A
 
 
 def _in_units(
