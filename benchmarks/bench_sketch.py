@@ -17,7 +17,7 @@ SHAPES = [(8000, 4000, 110), (2000, 20000, 64), (500, 200000, 32)]
 # Rows, columns and size of tall matrices, float64: sketches of least squares problems.
 TALL = [(200_000, 500, 2000), (400_000, 100, 800)]
 NONZEROS = 8
-KINDS = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform")
+KINDS = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform", "leverage")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
@@ -11,6 +12,7 @@ from fastlr.linalg.joint import (
     cluster_matrices,
     joint_svd_bounds,
 )
+from fastlr.linalg.leverage import leverage_scores
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -51,6 +53,8 @@ from fastlr.linalg.weighted import weighted_low_rank
 
 __all__ = [
     "PCA",
+    "BilinearInfo",
+    "BilinearResult",
     "ConvergenceWarning",
     "EighInfo",
     "EighResult",
@@ -81,12 +85,14 @@ __all__ = [
     "TraceInfo",
     "WeightedLowRank",
     "WeightedLowRankInfo",
+    "bilinear_lstsq",
     "cluster_matrices",
     "estimate_norm",
     "estimate_rank",
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
+    "leverage_scores",
     "lstsq",
     "nystrom",
     "orthonormalize",
