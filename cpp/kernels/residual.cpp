@@ -50,13 +50,20 @@ inline __attribute__((always_inline)) void add_lines(const T* a, int64_t stride,
   }
 }
 
+// The next rows are on their way while these, which the cache has by then, are added up.
 template <typename T, int64_t Count>
 inline __attribute__((always_inline)) void some_rows(const T* a, int64_t stride, int64_t columns, const T* x,
                                                      const T* b, T* r, T* g) {
   T products[Count];
   dots<T, Count>(a, stride, x, columns, products);
   for (int64_t i = 0; i < Count; ++i) r[i] = (b != nullptr ? b[i] : T(0)) - products[i];
-  add_lines<T, Count>(a, stride, r, columns, g);
+  constexpr int64_t kLine = Lanes<T>::kSize;
+  int64_t j = 0;
+  for (; j + kLine <= columns; j += kLine) {
+    for (int64_t i = 0; i < Count; ++i) __builtin_prefetch(a + (Count + i) * stride + j);
+    add_lines<T, Count>(a + j, stride, r, kLine, g + j);
+  }
+  add_lines<T, Count>(a + j, stride, r, columns - j, g + j);
 }
 
 template <typename T>

@@ -1,9 +1,10 @@
-// A part of the rows of S at a time: what of Y belongs to it stays in the first-level cache while the rows of a block
-// of A, which the second level holds, are added to it. Threads have panels of columns: sums are in the order of the
-// rows.
+// Threads have panels of columns of Y, summed up in a packed copy of them: rows of Y itself may lie a page apart, and
+// every addition would miss the table of pages. Of it the part of the rows of S that is at work stays in the cache
+// while the rows of a block of A, which the cache holds too, are added to it. Sums are in the order of the rows.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include <fastlr/sketch_draws.hpp>
@@ -14,9 +15,10 @@
 namespace fastlr::kernels {
 namespace {
 
-constexpr int64_t kPanelBytes = 256, kBlockRows = 256, kChunkRows = 8192;
+constexpr int64_t kPanelBytes = 512, kBlockRows = 256, kChunkRows = 1 << 16;
 
 // Where the entries of a column are, twice the row plus one if negative: codes[j * rows + r].
+using Code = uint32_t;
 class Codes {
  public:
   Codes(const SparseSigns& S, int64_t first, int64_t rows) : rows_(rows), codes_(S.nonzeros * rows) {
@@ -28,41 +30,42 @@ class Codes {
           for (int64_t k = j; k < std::min(j + 4, S.nonzeros); ++k) {
             const auto entry = sketch_draws::sparse_sign_entry(sketch_draws::word_of(words, static_cast<int>(k - j)), k,
                                                                S.size, S.nonzeros);
-            codes_[k * rows + r] = 2 * entry.row + (entry.negative ? 1 : 0);
+            codes_[k * rows + r] = static_cast<Code>(2 * entry.row + (entry.negative ? 1 : 0));
           }
         }
     });
   }
 
-  const int64_t* of_part(int64_t j) const { return codes_.data() + j * rows_; }
+  const Code* of_part(int64_t j) const { return codes_.data() + j * rows_; }
 
  private:
   int64_t rows_;
-  std::vector<int64_t> codes_;
+  std::vector<Code> codes_;
 };
 
-template <typename T>
-inline __attribute__((always_inline)) void add_rows(const int64_t* codes, const T* rows, int64_t count, int64_t stride,
-                                                    int64_t width, T* sums, int64_t sums_stride) {
+// A width that is known when this is compiled needs no loop.
+template <typename T, typename Width>
+inline __attribute__((always_inline)) void add_rows(const Code* codes, const T* rows, int64_t count, int64_t stride,
+                                                    Width width, T* sums) {
   for (int64_t r = 0; r < count; ++r) {
     const T sign = (codes[r] & 1) != 0 ? T(-1) : T(1);
-    T* sum = sums + (codes[r] >> 1) * sums_stride;
-    const T* row = rows + r * stride;
+    T* __restrict sum = sums + static_cast<int64_t>(codes[r] >> 1) * width;
+    const T* __restrict row = rows + r * stride;
     for (int64_t c = 0; c < width; ++c) sum[c] += sign * row[c];
   }
 }
 
 template <typename T>
-inline __attribute__((always_inline)) void gather_rows(const int64_t* const* codes, int64_t parts, const T* sums,
+inline __attribute__((always_inline)) void gather_rows(const Code* const* codes, int64_t parts, const T* sums,
                                                        int64_t sums_stride, int64_t count, int64_t width, T* rows,
                                                        int64_t stride) {
   for (int64_t r = 0; r < count; ++r) {
     T* row = rows + r * stride;
     for (int64_t c = 0; c < width; ++c) row[c] = T(0);
     for (int64_t j = 0; j < parts; ++j) {
-      const int64_t code = codes[j][r];
+      const Code code = codes[j][r];
       const T sign = (code & 1) != 0 ? T(-1) : T(1);
-      const T* sum = sums + (code >> 1) * sums_stride;
+      const T* sum = sums + static_cast<int64_t>(code >> 1) * sums_stride;
       for (int64_t c = 0; c < width; ++c) row[c] += sign * sum[c];
     }
   }
@@ -71,18 +74,22 @@ inline __attribute__((always_inline)) void gather_rows(const int64_t* const* cod
 }  // namespace
 
 // target_clones takes neither templates nor internal linkage in every compiler: plain functions.
-#define FASTLR_DEFINE_SPARSE_SIGN(name, gather, T)                                                                 \
-  FASTLR_MULTIVERSION void name(const int64_t* codes, const T* rows, int64_t count, int64_t stride, int64_t width, \
-                                T* sums, int64_t sums_stride);                                                     \
-  void name(const int64_t* codes, const T* rows, int64_t count, int64_t stride, int64_t width, T* sums,            \
-            int64_t sums_stride) {                                                                                 \
-    add_rows(codes, rows, count, stride, width, sums, sums_stride);                                                \
-  }                                                                                                                \
-  FASTLR_MULTIVERSION void gather(const int64_t* const* codes, int64_t parts, const T* sums, int64_t sums_stride,  \
-                                  int64_t count, int64_t width, T* rows, int64_t stride);                          \
-  void gather(const int64_t* const* codes, int64_t parts, const T* sums, int64_t sums_stride, int64_t count,       \
-              int64_t width, T* rows, int64_t stride) {                                                            \
-    gather_rows(codes, parts, sums, sums_stride, count, width, rows, stride);                                      \
+#define FASTLR_DEFINE_SPARSE_SIGN(name, gather, T)                                                              \
+  FASTLR_MULTIVERSION void name(const Code* codes, const T* rows, int64_t count, int64_t stride, int64_t width, \
+                                T* sums);                                                                       \
+  void name(const Code* codes, const T* rows, int64_t count, int64_t stride, int64_t width, T* sums) {          \
+    using Panel = std::integral_constant<int64_t, kPanelBytes / sizeof(T)>;                                     \
+    if (width == Panel::value) {                                                                                \
+      add_rows(codes, rows, count, stride, Panel(), sums);                                                      \
+    } else {                                                                                                    \
+      add_rows(codes, rows, count, stride, width, sums);                                                        \
+    }                                                                                                           \
+  }                                                                                                             \
+  FASTLR_MULTIVERSION void gather(const Code* const* codes, int64_t parts, const T* sums, int64_t sums_stride,  \
+                                  int64_t count, int64_t width, T* rows, int64_t stride);                       \
+  void gather(const Code* const* codes, int64_t parts, const T* sums, int64_t sums_stride, int64_t count,       \
+              int64_t width, T* rows, int64_t stride) {                                                         \
+    gather_rows(codes, parts, sums, sums_stride, count, width, rows, stride);                                   \
   }
 FASTLR_DEFINE_SPARSE_SIGN(add_signed_rows, gather_signed_rows, float)
 FASTLR_DEFINE_SPARSE_SIGN(add_signed_rows, gather_signed_rows, double)
@@ -106,10 +113,14 @@ void add_sparse_sign_cpu(const SparseSigns& S, const RowMajor<const T>& A, int64
     const int64_t rows = std::min(kChunkRows, A.rows - chunk);
     const Codes codes(S, first + chunk, rows);
     for_panels<T>(A.columns, [&](int64_t begin, int64_t end) {
+      const int64_t width = end - begin;
+      std::vector<T> sums(S.size * width);
       for (int64_t block = 0; block < rows; block += kBlockRows)
         for (int64_t j = 0; j < S.nonzeros; ++j)
           add_signed_rows(codes.of_part(j) + block, A.entries + (chunk + block) * A.stride + begin,
-                          std::min(kBlockRows, rows - block), A.stride, end - begin, Y.entries + begin, Y.stride);
+                          std::min(kBlockRows, rows - block), A.stride, width, sums.data());
+      for (int64_t i = 0; i < S.size; ++i)
+        for (int64_t c = 0; c < width; ++c) Y.entries[i * Y.stride + begin + c] += sums[i * width + c];
     });
   }
 }
@@ -123,9 +134,9 @@ void add_sparse_sign_cpu(const SparseSigns& S, const SparseRows<T, Index>& A, in
     at::parallel_for(0, S.nonzeros, 1, [&](int64_t begin, int64_t end) {
       for (int64_t j = begin; j < end; ++j)
         for (int64_t r = 0; r < rows; ++r) {
-          const int64_t code = codes.of_part(j)[r];
+          const Code code = codes.of_part(j)[r];
           const T sign = (code & 1) != 0 ? T(-1) : T(1);
-          T* sum = Y.entries + (code >> 1) * Y.stride;
+          T* sum = Y.entries + static_cast<int64_t>(code >> 1) * Y.stride;
           for (Index k = A.starts[chunk + r]; k < A.starts[chunk + r + 1]; ++k) sum[A.columns[k]] += sign * A.values[k];
         }
     });
@@ -137,7 +148,7 @@ void sparse_sign_adjoint_cpu(const SparseSigns& S, const RowMajor<const T>& Y, i
   for (int64_t chunk = 0; chunk < X.rows; chunk += kChunkRows) {
     const int64_t rows = std::min(kChunkRows, X.rows - chunk);
     const Codes codes(S, first + chunk, rows);
-    std::vector<const int64_t*> parts(S.nonzeros);
+    std::vector<const Code*> parts(S.nonzeros);
     for (int64_t j = 0; j < S.nonzeros; ++j) parts[j] = codes.of_part(j);
     for_panels<T>(X.columns, [&](int64_t begin, int64_t end) {
       gather_signed_rows(parts.data(), S.nonzeros, Y.entries + begin, Y.stride, rows, end - begin,

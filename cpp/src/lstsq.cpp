@@ -59,15 +59,16 @@ LstsqMethod automatic(const Size& size) {
 
 // Rows of the sketch in columns: more of them make the triangle dearer and the iterations fewer, of which one gains a
 // factor of the root of that number. Costs in units of a flop of the triangle; those of an entry in a pass are bound by
-// the memory, and where it is sparse by its latency.
+// the memory, and where it is sparse by its latency. Beyond 16 the sketch itself leaves the cache.
 int64_t sketch_rows(const Size& size, LstsqMethod method) {
-  constexpr double kDigits = 16, kDensePass = 32, kSparsePass = 200;
+  constexpr double kDigits = 10, kDensePass = 24, kSparsePass = 200;
   if (method == LstsqMethod::lsqr) return std::min<int64_t>(64, size.rows);
   const double n = static_cast<double>(size.columns), pass = size.entries * (size.dense ? kDensePass : kSparsePass);
   int64_t best = 4;
   const auto cost = [&](double ratio) { return 2 * ratio * n * n * n + 2 * kDigits / std::log10(ratio) * pass; };
-  for (const int64_t ratio : {6, 8, 12, 16, 24, 32})
-    if (cost(static_cast<double>(ratio)) < cost(static_cast<double>(best))) best = ratio;
+  for (const int64_t ratio : {6, 8, 12, 16})
+    if (4 * ratio * size.columns <= size.rows && cost(static_cast<double>(ratio)) < cost(static_cast<double>(best)))
+      best = ratio;
   return std::clamp<int64_t>(best * size.columns, std::min<int64_t>(64, size.rows), size.rows);
 }
 

@@ -193,6 +193,8 @@ void SketchOperator::check(const char* caller) const {
                     columns, ")");
   TORCH_CHECK_VALUE(kind != SketchKind::sparse_sign || (nonzeros >= 1 && nonzeros <= rows), caller,
                     ": nonzeros must be between 1 and the size, ", rows, ", got ", nonzeros);
+  TORCH_CHECK_VALUE(kind != SketchKind::sparse_sign || rows < int64_t{1} << 31, caller,
+                    ": the size must be below 2^31, got ", rows);
   const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(1, columns))));
   TORCH_CHECK_VALUE(kind != SketchKind::srht || rows <= padded, caller, ": the size of an srht must be at most ",
                     padded, ", the rows of A padded to a power of two, got ", rows);

@@ -166,7 +166,7 @@ def lstsq(
     sketch : str or SketchOperator
         The kind of the sketch, as in `sketch`; or the sketch itself, whose `cols` are the longer
         side of A and whose `rows` are between the two. By default its rows are chosen by counting:
-        between 4 and 32 times the shorter side of A.
+        between 4 and 16 times the shorter side of A.
     guarantee : {"linf"}, optional
         ``|x − x*| ≤ tol/√n · ‖A·x* − b‖₂ · ‖A⁺‖₂`` for every entry of x, with probability 0.99: a
         dense sketch, a randomized Hadamard transform, with tol⁻²·n·ln³(100·m) rows [6]_; where that
