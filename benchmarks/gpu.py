@@ -158,6 +158,29 @@ def sketch(la: Any, repeats: int) -> Iterator[Outcome]:
 
 
 @case
+def structured_sketches(la: Any, repeats: int) -> Iterator[Outcome]:
+    """Sparse signs and Hadamard transforms: equal to rounding; the floor reads A once."""
+    bandwidth = copy_bandwidth(repeats)
+    rows, columns, size = 200_003, 300, 1200
+    for kind, dtype in itertools.product(
+        ("sparse_sign", "countsketch", "srht"), (torch.float32, torch.float64)
+    ):
+        A = la.random_matrix(rows, columns, seed=1, dtype=dtype, device="cuda")
+        S = la.SketchOperator(kind, size, rows, seed=2)
+        Y = la.random_matrix(size, columns, seed=3, dtype=dtype, device="cuda")
+        floor = A.numel() * dtype.itemsize / bandwidth
+        for name, product, operand in (("", S.apply, A), (", adjoint", S.adjoint, Y)):
+            yield Outcome(
+                f"{kind}{name} {rows}×{columns} to {size}, {_short(dtype)}: relative",
+                _relative(product(operand), product(operand.cpu())),
+                # Sums of up to `rows` terms of random signs.
+                4 * _roundoff(dtype) * rows**0.5,
+                seconds_of(partial(product, operand), repeats),
+                floor,
+            )
+
+
+@case
 def orthonormalize(la: Any, repeats: int) -> Iterator[Outcome]:
     """‖QᵀQ − I‖ / (√k·u), at most 10; the floor is two Gram matrices and two products."""
     rows, columns = 65536, 128

@@ -19,19 +19,6 @@ namespace fastlr::kernels {
 namespace {
 
 constexpr int64_t kPanelBytes = 256;
-constexpr int kLeastBits = 4, kMostBits = 10;
-
-// The number of rows of a block, 2^bits, with the fewest additions; more than 2^kMostBits would leave the cache.
-int block_bits(int64_t size, int64_t rows) {
-  const int most = std::clamp(static_cast<int>(std::bit_width(static_cast<uint64_t>(std::max<int64_t>(1, rows - 1)))),
-                              kLeastBits, kMostBits);
-  int best = kLeastBits;
-  const auto additions = [&](int bits) { return bits + static_cast<double>(size) / static_cast<double>(1 << bits); };
-  for (int bits = kLeastBits; bits <= most; ++bits)
-    if (additions(bits) < additions(best)) best = bits;
-  return best;
-}
-
 template <typename T>
 inline __attribute__((always_inline)) void transform_rows(T* rows, int bits, int64_t width) {
   int half = 0;
@@ -106,7 +93,7 @@ T block_sign(int64_t pick, int64_t row, int bits) {
 
 template <typename T>
 void add_hadamard_cpu(const HadamardRows& S, const RowMajor<const T>& A, int64_t first, const RowMajor<T>& Y) {
-  const int bits = block_bits(S.size, A.rows);
+  const int bits = hadamard_block_bits(S.size, A.rows);
   const int64_t height = int64_t{1} << bits;
   const auto signs = signs_of<T>(S.seed, first, A.rows);
   for_panels<T>(A.columns, bits, [&](int64_t begin, int64_t width, T* buffer) {
@@ -132,7 +119,7 @@ void add_hadamard_cpu(const HadamardRows& S, const RowMajor<const T>& A, int64_t
 
 template <typename T>
 void hadamard_adjoint_cpu(const HadamardRows& S, const RowMajor<const T>& Y, int64_t first, const RowMajor<T>& X) {
-  const int bits = block_bits(S.size, X.rows);
+  const int bits = hadamard_block_bits(S.size, X.rows);
   const int64_t height = int64_t{1} << bits;
   const auto signs = signs_of<T>(S.seed, first, X.rows);
   for_panels<T>(X.columns, bits, [&](int64_t begin, int64_t width, T* buffer) {

@@ -15,6 +15,11 @@
 #include "checks.hpp"
 #include "sketch.hpp"
 
+#ifdef FASTLR_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 namespace fastlr {
 namespace {
 
@@ -93,21 +98,92 @@ void by_row_major_columns(const at::Tensor& from, const at::Tensor& to, const Wo
   }
 }
 
+// A Hadamard sketch and its picks, in memory of `device`.
+struct Hadamard {
+  at::Tensor picks;
+  kernels::HadamardRows rows;
+
+  Hadamard(const SketchOperator& S, at::Device device) {
+    if (S.kind != SketchKind::srht) return;
+    picks = at::tensor(picks_of(S), at::kLong).to(device);
+    rows = {static_cast<uint64_t>(S.seed), S.rows, picks.const_data_ptr<int64_t>()};
+  }
+};
+
+template <typename T>
+void add_product(const SketchOperator& S, const Hadamard& hadamard, const at::Tensor& A, int64_t first,
+                 const at::Tensor& Y) {
+#ifdef FASTLR_WITH_CUDA
+  if (A.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(A.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+    if (S.kind == SketchKind::sparse_sign) {
+      kernels::add_sparse_sign_cuda<T>(signs_of(S), read<T>(A), first, written<T>(Y), stream);
+    } else {
+      kernels::add_hadamard_cuda<T>(hadamard.rows, read<T>(A), first, written<T>(Y), stream);
+    }
+    return;
+  }
+#endif
+  if (S.kind == SketchKind::sparse_sign) {
+    kernels::add_sparse_sign_cpu<T>(signs_of(S), read<T>(A), first, written<T>(Y));
+  } else {
+    kernels::add_hadamard_cpu<T>(hadamard.rows, read<T>(A), first, written<T>(Y));
+  }
+}
+
+template <typename T>
+void adjoint_product(const SketchOperator& S, const Hadamard& hadamard, const at::Tensor& Y, int64_t first,
+                     const at::Tensor& X) {
+#ifdef FASTLR_WITH_CUDA
+  if (Y.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(Y.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream().stream();
+    if (S.kind == SketchKind::sparse_sign) {
+      kernels::sparse_sign_adjoint_cuda<T>(signs_of(S), read<T>(Y), first, written<T>(X), stream);
+    } else {
+      kernels::hadamard_adjoint_cuda<T>(hadamard.rows, read<T>(Y), first, written<T>(X), stream);
+    }
+    return;
+  }
+#endif
+  if (S.kind == SketchKind::sparse_sign) {
+    kernels::sparse_sign_adjoint_cpu<T>(signs_of(S), read<T>(Y), first, written<T>(X));
+  } else {
+    kernels::hadamard_adjoint_cpu<T>(hadamard.rows, read<T>(Y), first, written<T>(X));
+  }
+}
+
+void check_device(const at::Tensor& A) {
+#ifdef FASTLR_WITH_CUDA
+  if (A.is_cuda()) return;
+#endif
+  TORCH_CHECK_VALUE(A.is_cpu(), "sketch: this build of fastlr has no kernel for device ", A.device(),
+                    "; rebuild it where torch and nvcc have CUDA");
+}
+
 at::Tensor apply_structured(const SketchOperator& S, const at::Tensor& A, int64_t first) {
+  check_device(A);
   const auto real = as_real(A);
   auto Y = at::zeros({S.rows, real.size(1)}, real.options());
-  const auto picks = S.kind == SketchKind::srht ? picks_of(S) : std::vector<int64_t>();
+  const Hadamard hadamard(S, A.device());
   by_row_major_columns(real, Y, [&](const at::Tensor& from, const at::Tensor& to) {
-    AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch", [&] {
-      if (S.kind == SketchKind::sparse_sign) {
-        kernels::add_sparse_sign_cpu<scalar_t>(signs_of(S), read<scalar_t>(from), first, written<scalar_t>(to));
-      } else {
-        kernels::add_hadamard_cpu<scalar_t>({static_cast<uint64_t>(S.seed), S.rows, picks.data()}, read<scalar_t>(from),
-                                            first, written<scalar_t>(to));
-      }
-    });
+    AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch",
+                               [&] { add_product<scalar_t>(S, hadamard, from, first, to); });
   });
   return as_complex(Y.mul_(scale_of(S)), A.is_complex());
+}
+
+at::Tensor adjoint_structured(const SketchOperator& S, const at::Tensor& Y, int64_t first, int64_t count) {
+  check_device(Y);
+  const auto real = as_real(Y);
+  auto X = at::empty({count, real.size(1)}, real.options());
+  const Hadamard hadamard(S, Y.device());
+  by_row_major_columns(real, X, [&](const at::Tensor& from, const at::Tensor& to) {
+    AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch",
+                               [&] { adjoint_product<scalar_t>(S, hadamard, from, first, to); });
+  });
+  return as_complex(X.mul_(scale_of(S)), Y.is_complex());
 }
 
 // Which rows of S draw one of the rows [first, first + count), and which of these.
@@ -137,14 +213,8 @@ at::Tensor dense_rows(const at::Tensor& csr, int64_t first, int64_t count) {
   return at::zeros({count, csr.size(1)}, values.options()).index_put_({rows, columns}, values, /*accumulate=*/true);
 }
 
-void check_device(const SketchOperator& S, const at::Tensor& A) {
-  TORCH_CHECK_VALUE(A.is_cpu(), "sketch: kind '", S.kind == SketchKind::srht ? "srht" : "sparse_sign",
-                    "' runs on the CPU only, got a matrix on ", A.device(), "; use kind='gaussian' there");
-}
-
 at::Tensor apply_sparse(const SketchOperator& S, const at::Tensor& A, int64_t first) {
-  if (S.kind == SketchKind::sparse_sign || S.kind == SketchKind::srht) check_device(S, A);
-  if (S.kind == SketchKind::sparse_sign && !A.is_complex()) {
+  if (S.kind == SketchKind::sparse_sign && !A.is_complex() && A.is_cpu()) {
     auto Y = at::zeros({S.rows, A.size(1)}, A.values().options());
     const auto starts = A.crow_indices().contiguous(), columns = A.col_indices().contiguous();
     const auto values = A.values().contiguous();
@@ -211,7 +281,6 @@ at::Tensor SketchOperator::apply(const at::Tensor& A, int64_t first) const {
     const auto product = random_product(real.mT(), entries_of(kind), real.size(0), rows, seed, false, 0, first);
     return as_complex(product.mT().mul(scale_of(*this)).contiguous(), A.is_complex());
   }
-  check_device(*this, A);
   return apply_structured(*this, A, first);
 }
 
@@ -224,25 +293,11 @@ at::Tensor SketchOperator::apply_adjoint(const at::Tensor& Y, int64_t first, int
     return at::zeros({count, Y.size(1)}, Y.options())
         .index_add_(0, drawn.rows, Y.index_select(0, drawn.by).mul_(scale_of(*this)));
   }
-  const auto real = as_real(Y);
   if (kind == SketchKind::gaussian || kind == SketchKind::rademacher) {
-    const auto product = random_product(real.mT(), entries_of(kind), count, rows, seed, true, 0, first);
+    const auto product = random_product(as_real(Y).mT(), entries_of(kind), count, rows, seed, true, 0, first);
     return as_complex(product.mT().mul(scale_of(*this)).contiguous(), Y.is_complex());
   }
-  check_device(*this, Y);
-  auto X = at::empty({count, real.size(1)}, real.options());
-  const auto picks = kind == SketchKind::srht ? picks_of(*this) : std::vector<int64_t>();
-  by_row_major_columns(real, X, [&](const at::Tensor& from, const at::Tensor& to) {
-    AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "sketch", [&] {
-      if (kind == SketchKind::sparse_sign) {
-        kernels::sparse_sign_adjoint_cpu<scalar_t>(signs_of(*this), read<scalar_t>(from), first, written<scalar_t>(to));
-      } else {
-        kernels::hadamard_adjoint_cpu<scalar_t>({static_cast<uint64_t>(seed), rows, picks.data()}, read<scalar_t>(from),
-                                                first, written<scalar_t>(to));
-      }
-    });
-  });
-  return as_complex(X.mul_(scale_of(*this)), Y.is_complex());
+  return adjoint_structured(*this, Y, first, count);
 }
 
 }  // namespace fastlr

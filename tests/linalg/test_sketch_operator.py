@@ -304,3 +304,18 @@ def test_mistakes_of_products():
         S.apply(torch.ones(5))
     with pytest.raises(TypeError, match="rows"):
         la.SketchOperator("gaussian", 2.5, 5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gpu_has_the_same_sketch(kind, dtype):
+    for m, n, first in ((3000, 70, 0), (1, 1, 0), (517, 33, 1483)):
+        size = min(100, m)
+        S = operator(kind, size, 3000 if m > 1 else 1, seed=3, nonzeros=min(8, size))
+        A, Y = draw(m, n, dtype=dtype), draw(S.rows, n, dtype=dtype, seed=1)
+        dense = S.to_dense(dtype=A.real.dtype).double().numpy()[:, first : first + m]
+        for given in (A.cuda(), A.T.contiguous().cuda().T, A.to_sparse_csr().cuda()):
+            close(S.apply(given, first=first).cpu(), dense @ exact(A), m, A, dense)
+        found = S.adjoint(Y.cuda(), first=first, count=m).cpu()
+        close(found, dense.T @ exact(Y), S.rows, Y, dense.T)

@@ -67,7 +67,7 @@ def leverage_scores(A: Any, *, size: int | None = None, seed: Seed = None) -> An
 
     Notes
     -----
-    With a sketch S A (sparse signs, eight in a column; Gaussian on other devices than the CPU) and
+    With a sketch S A (sparse signs, eight in a column) and
     its SVD, scores are the squared row norms of A V Σ⁻¹ over the singular values that are not zero
     to rounding, so that dependent columns do not count twice. They are within (1 ± ε)^∓² of the
     exact ones, with a sketch that keeps norms of the range of A to 1 ± ε: ε ≈ √(n/size), 0.35 for
@@ -133,7 +133,7 @@ def _scores_of_sparse(A: Tensor, size: int | None, seed: int) -> Tensor:
     _check_finite(A)
     if rows >= m:
         return _exact(A.to_dense())
-    sketch = _core.sketch_sparse(A, *_sketch(A, rows, m, seed), 0)
+    sketch = _core.sketch_sparse(A, *_sketch(rows, m, seed), 0)
     whitener = _whitener(sketch, m, seed)
     scores = A.values().real.new_zeros(m)
     for columns in torch.split(whitener, _COLUMNS, 1):
@@ -178,14 +178,13 @@ def _size(size: int | None, m: int, n: int) -> int:
     return at_least(size, max(1, min(m, n)), _CALLER, "size")
 
 
-def _sketch(A: Tensor, rows: int, m: int, seed: int) -> tuple[str, int, int, int, int]:
-    """The arguments of a sketch that runs where A is."""
-    kind = "sparse_sign" if A.device.type == "cpu" else "gaussian"
-    return kind, rows, m, seed, min(_NONZEROS, rows)
+def _sketch(rows: int, m: int, seed: int) -> tuple[str, int, int, int, int]:
+    """The arguments of a sketch."""
+    return "sparse_sign", rows, m, seed, min(_NONZEROS, rows)
 
 
 def _sketched(A: Tensor, rows: int, m: int, seed: int, first: int) -> Tensor:
-    found: Tensor = torch.ops.fastlr.sketch_apply(A, *_sketch(A, rows, m, seed), first)
+    found: Tensor = torch.ops.fastlr.sketch_apply(A, *_sketch(rows, m, seed), first)
     return found
 
 

@@ -238,9 +238,9 @@ def lstsq(
     --------
     >>> import torch, fastlr.linalg as la
     >>> A = la.random_matrix(40000, 10, seed=0, dtype=torch.float64)
-    >>> x, residual = la.lstsq(A, A @ torch.arange(10.0).double(), seed=0)
+    >>> x, residual = la.lstsq(A, A @ torch.arange(1.0, 11.0).double(), seed=0)
     >>> [round(value, 6) for value in x.tolist()]
-    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
     """
     caller = "lstsq"
     out = as_out(out, caller)
