@@ -315,7 +315,7 @@ def test_a_gpu_has_the_same_sketch(kind, dtype):
         S = operator(kind, size, 3000 if m > 1 else 1, seed=3, nonzeros=min(8, size))
         A, Y = draw(m, n, dtype=dtype), draw(S.rows, n, dtype=dtype, seed=1)
         dense = S.to_dense(dtype=A.real.dtype).double().numpy()[:, first : first + m]
-        for given in (A.cuda(), A.T.contiguous().cuda().T, A.to_sparse_csr().cuda()):
-            close(S.apply(given, first=first).cpu(), dense @ exact(A), m, A, dense)
+        for matrix in (A.cuda(), A.T.contiguous().cuda().T, A.to_sparse_csr().cuda()):
+            close(S.apply(matrix, first=first).cpu(), dense @ exact(A), m, A, dense)
         found = S.adjoint(Y.cuda(), first=first, count=m).cpu()
         close(found, dense.T @ exact(Y), S.rows, Y, dense.T)
