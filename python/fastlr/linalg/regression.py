@@ -14,6 +14,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import as_tensor, computed_dtype
 from fastlr.linalg._blocks import Source, source_of, tensors_of
+from fastlr.linalg._lstsq_gradient import DifferentiableSolution
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_operator
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.results import ConvergenceWarning
@@ -185,14 +186,15 @@ def lstsq(
     Returns
     -------
     LstsqResult
-        ``x``, ``residual`` and ``info``.
+        ``x``, ``residual`` and ``info``. Differentiable once with respect to `b` and a dense
+        tensor A, as the exact solution at constant rank, by up to three more solutions.
 
     Raises
     ------
     ValueError
         Shapes that do not go together, an entry that is not finite, a negative `damp`, `tol` or
         weight, a sketch with more rows than A or fewer than columns, an unknown method or
-        guarantee, an operand that requires grad.
+        guarantee, a `b` that requires grad beside what is no dense tensor.
     TypeError
         Operands whose dtypes do not go together.
 
@@ -251,6 +253,7 @@ def lstsq(
         max_iters = at_least(max_iters, 0, caller, "max_iters")
     A, matrix, right = _open(A, _right_hand_side(b, caller), caller)
     _check_rows(right, matrix.data.shape[0], caller)
+    tracked = _tracked(A, right.tensor, caller)
     kind, rows, nonzeros, key = _sketch_arguments(sketch, matrix, as_seed(seed, caller), caller)
     reached = tol
     if guarantee is not None:
@@ -260,23 +263,17 @@ def lstsq(
     if weights is not None:
         roots = _roots_of(weights, B, caller)
         B, weighted = B * roots, open_operator(_with_weights(A, roots, caller), caller)
-    x, residual, errors, condition, rank, sketch_rows, iterations, passes, index, recovered, met = (
-        _core.lstsq(weighted.data, B, method, kind, rows, nonzeros, damp, reached, max_iters, key)
+    x, residual, *numbers = _core.lstsq(
+        weighted.data, B.detach(), method, kind, rows, nonzeros, damp, reached, max_iters, key
     )
+    info = _info(numbers, right, matrix.reads, reached)
     if weights is not None:
-        residual, passes = right.tensor - matrix.data.matmat(x), passes + 1
-    name = _METHODS[index]
-    info = LstsqInfo(
-        method=name,
-        recovered=recovered,
-        rank=rank,
-        condition=condition,
-        backward_error=_per_column(errors, right),
-        sketch_rows=sketch_rows,
-        iterations=iterations,
-        passes=passes + matrix.reads,
-        converged=met or (name == "sketch_and_solve" and reached is None),
-    )
+        residual = right.tensor - matrix.data.matmat(x)
+        info = replace(info, passes=info.passes + 1)
+    if tracked is not None:
+        left = tracked if weights is None else tracked * roots
+        x = DifferentiableSolution.apply(left, B, x, damp, info.rank)  # type: ignore[no-untyped-call]
+        residual = right.tensor - tracked @ x
     if not info.converged:
         warnings.warn(
             f"{caller}: the backward error is {np.max(info.backward_error):.3g}, above tol (see "
@@ -311,23 +308,30 @@ def _right_hand_side(b: Any, caller: str) -> _Right:
             f"layout {tensor.layout}"
         )
     promoted = torch.get_default_dtype() if isinstance(b, Tensor) else torch.float64
-    tensor = tensor.detach().to(computed_dtype(tensor.dtype, promoted, caller, "b")[1])
+    tensor = tensor.to(computed_dtype(tensor.dtype, promoted, caller, "b")[1])
     vector = tensor.dim() == 1
     return _Right(tensor[:, None] if vector else tensor, vector)
 
 
-def _per_column(errors: Tensor, right: _Right) -> Any:
+def _info(numbers: list[Any], right: _Right, reads: int, tol: float | None) -> LstsqInfo:
+    errors, condition, rank, sketch_rows, iterations, passes, method, recovered, met = numbers
     worst = errors.reshape(-1, 2).amax(1) if right.parts else errors
-    return worst.item() if right.vector else worst.numpy()
+    name = _METHODS[method]
+    return LstsqInfo(
+        method=name,
+        recovered=recovered,
+        rank=rank,
+        condition=condition,
+        backward_error=worst.item() if right.vector else worst.numpy(),
+        sketch_rows=sketch_rows,
+        iterations=iterations,
+        passes=passes + reads,
+        converged=met or (name == "sketch_and_solve" and tol is None),
+    )
 
 
 def _open(A: Any, right: _Right, caller: str) -> tuple[Any, Matrix, _Right]:
     """A and b in one type; a complex column beside a real A becomes two real ones."""
-    for operand, name in ((A, "A"), (right.tensor, "b")):
-        if isinstance(operand, Tensor) and operand.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{caller}: {name} must not require grad: no gradient goes through lstsq; detach it"
-            )
     matrix = open_operator(A, caller)
     computed = computed_dtype(matrix.dtype, matrix.dtype, caller, "A")[1]
     wanted = right.tensor.dtype
@@ -340,6 +344,21 @@ def _open(A: Any, right: _Right, caller: str) -> tuple[Any, Matrix, _Right]:
         parts = torch.view_as_real(right.tensor.resolve_conj().contiguous())
         return A, matrix, _Right(parts.reshape(len(parts), -1).to(real), right.vector, parts=True)
     return A, matrix, replace(right, tensor=right.tensor.to(computed))
+
+
+def _tracked(A: Any, b: Tensor, caller: str) -> Tensor | None:
+    """A, where a gradient is wanted."""
+    dense = isinstance(A, Tensor) and A.layout == torch.strided
+    wanted = b.requires_grad or (dense and A.requires_grad)
+    if not (wanted and torch.is_grad_enabled()):
+        return None
+    if not dense:
+        raise ValueError(
+            f"{caller}: b must not require grad: gradients go through dense tensors A only; detach "
+            "it"
+        )
+    tensor: Tensor = A.to(b.dtype)
+    return tensor
 
 
 def _widened(A: Any, dtype: torch.dtype, caller: str) -> Any:
