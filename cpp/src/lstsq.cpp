@@ -43,37 +43,49 @@ Size size_of(const LinearOperator& A) {
 
 // Triangles of n columns, and sketches of some n rows, are kept up to this.
 constexpr int64_t kMostColumns = 4096;
-// Matrices of fewer entries are factored: there is nothing to gain.
-constexpr double kFewEntries = 1 << 18, kDenseEntries = 1 << 26;
-// A sketch pays for a matrix of this many times as many rows as columns.
-constexpr int64_t kTall = 16;
+// Sparse matrices and operators of fewer entries are made dense rather than left to LSQR.
+constexpr double kDenseEntries = 1 << 26;
+// A sketch has at most this part of the rows.
+constexpr int64_t kLeastReduction = 4;
+
+// Costs in units of a flop of a triangle: what an entry costs in the sketch, and in each of the iterations, which are
+// bound by the memory, and where A is sparse by its latency.
+constexpr double kSketch = 80, kDensePass = 16, kSparsePass = 60;
+
+// Of a sketch with `ratio` times as many rows as columns and its triangle, and of the iterations, of which one gains a
+// factor of the root of that.
+double cost_of_sketching(const Size& size, double ratio) {
+  constexpr double kDigits = 10;
+  const double n = static_cast<double>(size.columns), pass = size.dense ? kDensePass : kSparsePass;
+  return 2 * ratio * n * n * n + size.entries * (kSketch + 2 * kDigits / std::log10(ratio) * pass);
+}
+
+// Rows of the sketch in columns. Beyond 16 the sketch itself leaves the cache.
+int64_t best_ratio(const Size& size) {
+  int64_t best = 4;
+  for (const int64_t ratio : {6, 8, 12, 16})
+    if (kLeastReduction * ratio * size.columns <= size.rows &&
+        cost_of_sketching(size, static_cast<double>(ratio)) < cost_of_sketching(size, static_cast<double>(best)))
+      best = ratio;
+  return best;
+}
+
+int64_t sketch_rows(const Size& size, LstsqMethod method) {
+  const int64_t least = std::min<int64_t>(64, size.rows);
+  return method == LstsqMethod::lsqr ? least : std::clamp(best_ratio(size) * size.columns, least, size.rows);
+}
 
 LstsqMethod automatic(const Size& size) {
-  const bool small_enough = size.columns <= kMostColumns, tall = size.rows >= kTall * size.columns;
-  const double dense_entries = static_cast<double>(size.rows) * static_cast<double>(size.columns);
   if (size.blocks && !size.wide) return LstsqMethod::direct;  // two reads, whatever the condition number
-  if (dense_entries <= kFewEntries) return LstsqMethod::direct;
-  if (small_enough && tall) return LstsqMethod::refined;
-  return size.dense || dense_entries <= kDenseEntries ? LstsqMethod::direct : LstsqMethod::lsqr;
+  const double m = static_cast<double>(size.rows), n = static_cast<double>(size.columns);
+  const int64_t ratio = best_ratio(size);
+  const bool can_sketch = size.columns <= kMostColumns && kLeastReduction * ratio * size.columns <= size.rows;
+  // Where a triangle costs little more it is to be preferred: it needs no luck.
+  constexpr double kWorthIt = 0.7;
+  const bool cheaper = cost_of_sketching(size, static_cast<double>(ratio)) < kWorthIt * 2 * m * n * n;
+  if (can_sketch && (cheaper || m * n > kDenseEntries) && !(size.dense && !cheaper)) return LstsqMethod::refined;
+  return size.dense || m * n <= kDenseEntries ? LstsqMethod::direct : LstsqMethod::lsqr;
 }
-
-// Rows of the sketch in columns: more of them make the triangle dearer and the iterations fewer, of which one gains a
-// factor of the root of that number. Costs in units of a flop of the triangle; those of an entry in a pass are bound by
-// the memory, and where it is sparse by its latency. Beyond 16 the sketch itself leaves the cache.
-int64_t sketch_rows(const Size& size, LstsqMethod method) {
-  constexpr double kDigits = 10, kDensePass = 24, kSparsePass = 200;
-  if (method == LstsqMethod::lsqr) return std::min<int64_t>(64, size.rows);
-  const double n = static_cast<double>(size.columns), pass = size.entries * (size.dense ? kDensePass : kSparsePass);
-  int64_t best = 4;
-  const auto cost = [&](double ratio) { return 2 * ratio * n * n * n + 2 * kDigits / std::log10(ratio) * pass; };
-  for (const int64_t ratio : {6, 8, 12, 16})
-    if (4 * ratio * size.columns <= size.rows && cost(static_cast<double>(ratio)) < cost(static_cast<double>(best)))
-      best = ratio;
-  return std::clamp<int64_t>(best * size.columns, std::min<int64_t>(64, size.rows), size.rows);
-}
-
-// Columns up to which the Gram matrix of the preconditioned T costs less than the iterations that it saves.
-constexpr int64_t kSharpenedColumns = 160;
 
 // ---- the tall matrix ----
 
@@ -372,11 +384,6 @@ Lstsq lstsq_by(LstsqMethod method, const Operator& A, const at::Tensor& B, const
   result.sketch_rows = sketch.rows;
   result.method = method;
   if (P.rank() > 0 && P.has_triangle() && !problem.wide) x = P.apply(P.sketched_solution());
-  if (method == LstsqMethod::refined && sketch.rows > 0 && P.rank() > 0 && P.rank() <= kSharpenedColumns) {
-    const auto Q = preconditioned(problem.T, P);
-    const int64_t r = P.rank();
-    P.sharpen(Q->normal_matmat(at::eye(r, B.options()), {/*image_from=*/r, /*co_columns=*/r}).co);
-  }
   std::unique_ptr<Solution> solution;
   if (problem.wide) {
     solution = std::make_unique<MinimumNorm>(*problem.T, P, problem.B, x);

@@ -140,10 +140,14 @@ at::Tensor Preconditioner::unwhiten_defect(const at::Tensor& Z) const {
 at::Tensor Preconditioner::shifted_norms(const at::Tensor& G, const at::Tensor& shifts) const {
   if (G.size(1) <= kFewColumns) {
     auto norms = at::empty({G.size(1)}, at::kDouble);
+    shifted_.resize(G.size(1));
     for (int64_t j = 0; j < G.size(1); ++j) {
-      const auto diagonal = at::eye(rank(), R_.options()).mul_(shifts[j].item<double>());
-      const auto whitened = solve_upper_adjoint(triangle_of(at::cat({R_, diagonal})), G.narrow(1, j, 1));
-      norms[j] = frobenius_norm(whitened);
+      const double shift = shifts[j].item<double>();
+      auto& [of, triangle] = shifted_[j];
+      if (!triangle.defined() || of != shift)
+        triangle = triangle_of(at::cat({R_, at::eye(rank(), R_.options()).mul_(shift)}));
+      of = shift;
+      norms[j] = frobenius_norm(solve_upper_adjoint(triangle, G.narrow(1, j, 1)));
     }
     return norms;
   }
@@ -151,14 +155,6 @@ at::Tensor Preconditioner::shifted_norms(const at::Tensor& G, const at::Tensor& 
   const auto parts = at::mm(vectors_, G).abs().to(at::kDouble);
   const auto weights = at::hypot(values_.to(at::kDouble).unsqueeze(1), shifts.to(G.device()));
   return at::linalg_vector_norm(parts / weights, 2, at::IntArrayRef{0}).cpu();
-}
-
-void Preconditioner::sharpen(const at::Tensor& gram) {
-  const auto [factor, failed] = at::linalg_cholesky_ex((gram + gram.mH()) / 2, /*upper=*/true);
-  if (failed.item<int64_t>() != 0) return;  // as far from the identity as that: the sketch itself is the better guess
-  R_ = at::mm(factor, R_);
-  values_ = at::Tensor();
-  vectors_ = at::Tensor();
 }
 
 Operator preconditioned(Operator T, const Preconditioner& P) {

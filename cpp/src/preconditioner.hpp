@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include <fastlr/linear_operator.hpp>
 
 namespace fastlr {
@@ -37,9 +39,6 @@ class Preconditioner {
   // ‖(RᴴR + shift² I)^{-1/2} g‖ for every column, in double precision.
   at::Tensor shifted_norms(const at::Tensor& G, const at::Tensor& shifts) const;
 
-  // T lift R⁻¹ was found to have this Gram matrix: it becomes the identity.
-  void sharpen(const at::Tensor& gram);
-
  private:
   Preconditioner() = default;
   void triangulate(const at::Tensor& C, const at::Tensor& image);
@@ -47,7 +46,14 @@ class Preconditioner {
   at::Tensor scales_;  // n x 1, of the columns of T
   at::Tensor basis_;   // n x rank, where T is not of full rank
   at::Tensor R_, solution_;
-  mutable at::Tensor values_, vectors_;  // of RᴴR, made for more than a few columns
+  // Made when they are asked for: singular values and right vectors of R, for more than a few columns, and the
+  // triangles of [R; shift I] of the last shifts.
+  struct Shifted {
+    double shift;
+    at::Tensor triangle;
+  };
+  mutable at::Tensor values_, vectors_;
+  mutable std::vector<Shifted> shifted_;
   double condition_ = 1.0, norm_ = 0.0;
 };
 

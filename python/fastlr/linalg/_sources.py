@@ -129,10 +129,16 @@ def _sparse_tensor(A: Tensor, numpy: bool, caller: str, name: str = "A") -> Matr
 
 
 def _from_scipy(A: Any, caller: str, name: str = "A") -> Tensor:
-    """A CSR tensor that shares the memory of a CSR matrix; malformed indices are an error."""
+    """A CSR tensor that shares the memory of a CSR matrix; malformed indices are an error.
+
+    SciPy's products leave the indices of a row unsorted: those are sorted in a copy.
+    """
     if A.ndim != 2:
         raise ValueError(f"{caller}: a sparse {name} must have 2 dimensions, got shape {A.shape}")
     rows = A.tocsr()
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
     values = as_tensor(rows.data)
     if not (values.is_floating_point() or values.is_complex()):
         values = values.to(torch.float64)

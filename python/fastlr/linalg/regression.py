@@ -159,11 +159,12 @@ def lstsq(
         - "sketch_and_solve": the solution of the sketched problem, whose residual is larger by a
           factor of 1/√(1 − n/rows) or so. One pass.
         - "lsqr": LSQR with scaled columns, and no sketch of n columns: for large sparse n.
-        - "auto": "refined" for tall matrices (at least 16 times as many rows as columns, or the
-          other way round, of at most 4096 columns and more than 262,144 numbers), also sparse ones
-          and operators; "direct" out of core if m ≥ n, for all other dense matrices, and others of
-          at most 64 million numbers; "lsqr" elsewhere. Where "refined" or "lsqr" does not reach
-          `tol`, A is factored after all, if it is of one of the kinds that "direct" is chosen for.
+        - "auto": "direct" out of core if m ≥ n. Elsewhere "refined", if one side is at least 16
+          times the other, which is at most 4096, and if it is less work than "direct" by a count of
+          flops and reads, as it is for dense matrices from some 200 columns on. Then "direct" for
+          dense matrices and for others of at most 64 million numbers, and "lsqr" for what is left.
+          Where "refined" or "lsqr" does not reach `tol`, A is factored after all, if it is of one
+          of the kinds that "direct" is chosen for.
     sketch : str or SketchOperator
         The kind of the sketch, as in `sketch`; or the sketch itself, whose `cols` are the longer
         side of A and whose `rows` are between the two. By default its rows are chosen by counting:
@@ -210,9 +211,8 @@ def lstsq(
     Notes
     -----
     For a dense m × n matrix, m ≥ n: one read and 16·m·n flops for the sketch of c·n rows, 2·c·n³
-    for its triangle, and 4·m·n flops in one read of A for each of some 32/log₁₀ c iterations; up to
-    160 columns 4·m·n² flops in one read, and three iterations. "direct" takes 2·m·n² flops in one
-    read, and one more read for the backward error.
+    for its triangle, and 4·m·n flops in one read of A for each of some 20/log₁₀ c iterations.
+    "direct" takes 2·m·n² flops in one read, and one more read for the backward error.
 
     With R the triangle of the sketch, the iterations are about A·D⁻¹·R⁻¹, D the lengths of the
     columns, whose condition number is (1 + √(1/c))/(1 − √(1/c)) or so whatever that of A is. Where
