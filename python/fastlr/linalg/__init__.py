@@ -1,6 +1,7 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
@@ -11,6 +12,7 @@ from fastlr.linalg.joint import (
     cluster_matrices,
     joint_svd_bounds,
 )
+from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -53,11 +55,15 @@ __all__ = [
     "ConvergenceWarning",
     "EighInfo",
     "EighResult",
+    "EqualityInfo",
+    "EqualityMinimum",
     "EstimateInfo",
     "IncrementalSVD",
     "InterpolativeInfo",
     "InterpolativeResult",
     "JointSVDBounds",
+    "KKTInfo",
+    "KKTSolution",
     "LinearOperator",
     "MatrixClusters",
     "NormEstimate",
@@ -84,6 +90,7 @@ __all__ = [
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
+    "minimize_equality",
     "nystrom",
     "orthonormalize",
     "pca",
@@ -91,6 +98,7 @@ __all__ = [
     "randomized_eigh",
     "randomized_svd",
     "sketch",
+    "solve_kkt",
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",
