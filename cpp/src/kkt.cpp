@@ -22,15 +22,21 @@ constexpr const char* kCaller = "solve_kkt";
 // Columns of a sketch: what a product takes in little more time than one. Up to kOneSketch unknowns, all of them.
 constexpr int64_t kWidth = 4;
 constexpr int64_t kOneSketch = 64;
+// Flops of an LU factorization in the time of one of a product with so few columns, as measured.
+constexpr double kRate = 4;
 // Above this order no dense matrix is made (2 GB in float64).
 constexpr int64_t kMostDense = 16384;
 // Entries of an orthonormal basis: of the constraints, which are not eliminated above, and of what the sketches know,
 // which is begun anew (1 GB in float64).
 constexpr int64_t kMostBasis = int64_t{1} << 27;
-// Rows of the equilibrated matrix differ by this factor at most, if so many sweeps do.
-constexpr double kBalance = 16;
+// Rows whose norms differ by more than kUneven, as seen from kProbes products, are equilibrated, to kEven as seen from
+// kSweepProbes, or in kSweeps. From 16 products norms are known to a factor of 2 or so, from 64 to 1.4; powers of two
+// have a factor of 2 of their own.
+constexpr int64_t kProbes = 16;
+constexpr double kUneven = 64;
+constexpr int64_t kSweepProbes = 64;
+constexpr double kEven = 8;
 constexpr int64_t kSweeps = 10;
-constexpr int64_t kProbes = 8;
 constexpr int64_t kRefinements = 10;
 
 void check_product(const at::Tensor& product, const LinearOperator& of, const char* name) {
@@ -71,9 +77,14 @@ class Equilibrated {
  public:
   Equilibrated(const Operator& H, const Operator& A, int64_t seed)
       : H_(H), A_(A), n_(H->rows()), m_(A->rows()), diagonal_(at::ones({n_ + m_, 1}, H->options())) {
-    const auto probes = gaussian(order(), kProbes, seed, 0, H_->options());
-    auto image = first_product(probes);
-    for (int64_t sweep = 0; sweep < kSweeps && !balance(image); ++sweep) image = times(probes);
+    if (even(row_norms(first_product(gaussian(order(), kProbes, seed, 0, options()))), kUneven)) return;
+    const auto probes = gaussian(order(), kSweepProbes, seed, kProbes, options());
+    for (int64_t sweep = 0; sweep < kSweeps; ++sweep) {
+      const auto norms = row_norms(times(probes));
+      if (even(norms, kEven)) return;
+      const auto factor = at::where(norms > 0, norms.rsqrt(), 1.0).log2().round().exp2();
+      diagonal_ = diagonal_ * factor.to(diagonal_.scalar_type());
+    }
   }
 
   int64_t unknowns() const { return n_; }
@@ -118,17 +129,19 @@ class Equilibrated {
     return at::cat({HX + co, AX});
   }
 
-  // Ruiz's sweep, with the largest of some random combinations in place of a row's largest entry; true where none is
-  // needed.
-  bool balance(const at::Tensor& image) {
-    const auto sizes = image.abs().amax(1, /*keepdim=*/true).to(at::kDouble);
-    const auto seen = sizes.masked_select(sizes > 0);
+  // From the products with Gaussian vectors.
+  static at::Tensor row_norms(const at::Tensor& image) {
+    const auto largest = image.abs().amax(1, /*keepdim=*/true).to(at::kDouble);
+    const auto unit = image.to(at::kDouble) / at::where(largest > 0, largest, 1.0);  // whose squares stay in range
+    return largest * at::linalg_vector_norm(unit, 2, 1, /*keepdim=*/true) / std::sqrt(1.0 * image.size(1));
+  }
+
+  // Whether those that are not zero differ by a factor of `most` at most, and squares of them are in range.
+  bool even(const at::Tensor& norms, double most) const {
+    const auto seen = norms.masked_select(norms > 0);
     if (seen.numel() == 0) return true;
-    const double least = seen.min().item<double>(), most = seen.max().item<double>();
-    if (most <= kBalance * least && squares_in_range(image, most)) return true;
-    const auto factor = at::where(sizes > 0, sizes.rsqrt(), 1.0).log2().round().exp2();
-    diagonal_ = diagonal_ * factor.to(diagonal_.scalar_type());
-    return false;
+    const double largest = seen.max().item<double>();
+    return largest <= most * seen.min().item<double>() && squares_in_range(diagonal_, largest);
   }
 
   Operator H_, A_;
@@ -245,7 +258,7 @@ class Solver {
   void eliminate() {
     const auto [Q, R] = at::linalg_qr(M_.dense_constraints().mT());
     const double n = static_cast<double>(M_.unknowns()), m = static_cast<double>(M_.constraints());
-    work_ += 4 * n * m * m;
+    work_ += 4 * n * m * m / kRate;
     const auto probes = fresh(M_.constraints(), kProbes);
     const double stretched = frobenius_norm(at::linalg_solve_triangular(R, probes, /*upper=*/true));
     if (stretched * frobenius_norm(R) * unit_roundoff(R) < 0.1) constraints_ = Constraints{Q, R};
@@ -288,8 +301,8 @@ class Solver {
     const int64_t N = rho.size(0), dimension = constraints_ ? N - M_.constraints() : N;
     if (dimension == 0 || !too_large(rho)) return false;
     const int64_t width = dimension <= kOneSketch ? dimension : kWidth;
-    const double order = static_cast<double>(M_.order()), lu = 2.0 / 3.0 * order * order * order;
-    // A step costs 2 N² flops a column at least, so that LU's are reached before N / 3 columns.
+    const double order = static_cast<double>(M_.order()), lu = 2.0 / 3.0 * order * order * order / kRate;
+    // 4 N k² flops for k columns, of N of the order's half at least, are LU's for less than a third of the order.
     const int64_t room = limited ? M_.order() / 3 + 2 * width : std::max(16 * width, kMostBasis / N);
     Known known(N, std::min(dimension, room), g_.options());
     const double roundoff = 8 * std::sqrt(order) * unit_roundoff(g_);
@@ -324,10 +337,11 @@ class Solver {
         1);
   }
 
-  // Of a sketch of so many columns, with `used` of them kept, for dense operands.
+  // Of a sketch of so many columns, with `used` of them kept.
   double flops(int64_t columns, int64_t used) const {
     const double n = static_cast<double>(M_.unknowns()), m = static_cast<double>(M_.constraints());
-    return columns * (2 * n * n + 8 * n * m + 8 * n * static_cast<double>(used));
+    const double entries = options_.entries ? static_cast<double>(*options_.entries) : n * n;
+    return static_cast<double>(columns) * (2 * entries + 8 * n * m + 8 * n * static_cast<double>(used));
   }
 
   void factor() {
@@ -383,8 +397,8 @@ class Solver {
   std::optional<Constraints> constraints_;
   KktMethod method_ = KktMethod::sketch_and_project;
   int64_t sketches_ = 0;
-  int64_t drawn_ = kProbes;  // columns of the random matrix of the seed
-  double work_ = 0.0;        // flops
+  int64_t drawn_ = kProbes + kSweepProbes;  // columns of the random matrix of the seed
+  double work_ = 0.0;                       // flops
   double residual_ = 1.0;
 };
 

@@ -24,6 +24,7 @@ struct KktOptions {
   double tol;
   int64_t most_sketches;
   int64_t seed = 0;
+  std::optional<int64_t> entries = std::nullopt;  // of H that a product goes through; all of them if nothing
 };
 
 // Sketch and project with memory. K is equilibrated by a diagonal of powers of two, and A is eliminated by an
@@ -31,8 +32,8 @@ struct KktOptions {
 // sketches so far, z is the one with the least residual: the projection of the solution in the norm ‖M z‖. The first
 // sketch is the residual beside Gaussian columns, the next ones the residual beside the images M S: block Krylov
 // spaces, in which outlying eigenvalues cost nothing and definite ones as many steps as conjugate gradients would take.
-// Where the sketches have cost as much as an LU factorization of the dense K, that is taken instead: at most twice the
-// time of the better one. Where Aᵀ is too large to be factored, M is K.
+// Where the sketches have taken the time of an LU factorization of the dense K, that is done instead: some twice the
+// time of the better one at most. Where Aᵀ is too large to be factored, M is K.
 //
 // K singular: a solution that meets `tol` where there is one; LinAlgError where there is none and the dense matrix is
 // seen to be singular.

@@ -341,6 +341,8 @@ class _Problem:
     def jacobian(self, x: Tensor) -> Tensor:
         if self._jac is not None:
             return self._checked(self._jac(x), (self._m, len(x)), "jac").detach()
+        if self._m == 0:
+            return x.new_empty((0, len(x)))  # which autograd does not make
         return _derivative(self._values, x)
 
     def slope(self, x: Tensor, multipliers: Tensor) -> Tensor:
@@ -439,6 +441,7 @@ class _Newton:
                     tol=tol,
                     max_iters=1000,
                     seed=self._seed,
+                    entries=B.numel(),
                 )
             except _LinAlgError as error:
                 raise _LinAlgError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import adapt
-from fastlr.linalg._sources import open_operator
+from fastlr.linalg._sources import is_scipy_sparse, open_operator
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "solve_kkt"
@@ -160,11 +160,12 @@ def solve_kkt(
     of A, ½·κ·log(2/tol) elsewhere; fewer by far where only a few eigenvalues are large or small.
     At the end the residual is computed anew, and what is left of it, if too much, solved for.
 
-    For dense operands 4·n·m² flops once, and 4·(2·n² + 8·n·m + 8·n·k) an iteration with k columns
-    so far, which are kept. When that has cost what an LU factorization of K costs, ⅔·(n + m)³, it
-    is done instead, up to order n + m = 16384, so that the whole costs at most twice the better of
-    the two; ``info.method`` tells. Above, a new basis is begun at 2²⁷ entries. Where n·m is above
-    2²⁷, A is not factored, and M is K.
+    4·n·m² flops once, and 4·(2·n² + 8·n·m + 8·n·k) an iteration with k columns so far, which are
+    kept; for a sparse H its nonzeros instead of n². When that has taken the time of an LU
+    factorization of the dense K, ⅔·(n + m)³ flops at four times the rate, it is done instead, up to
+    order n + m = 16384: the whole takes some twice the better of the two at most, and
+    ``info.method`` tells. Above, a new basis is begun at 2²⁷ entries. Where n·m is above 2²⁷, A is
+    not factored, and M is K.
 
     Where K is singular but the system has solutions, one of them is found. Not differentiable.
 
@@ -197,6 +198,7 @@ def solve_kkt(
         tol=default_tol(dtype) if tol is None else as_real(tol, _CALLER, "tol"),
         max_iters=at_least(max_iters, 1, _CALLER, "max_iters"),
         seed=as_seed(seed, _CALLER),
+        entries=_entries(H, len(f)),
     )
     if not info.converged:
         warnings.warn(
@@ -217,10 +219,11 @@ def solve_operators(
     tol: float,
     max_iters: int,
     seed: int,
+    entries: int,
 ) -> tuple[Tensor, Tensor, KKTInfo]:
-    """The same for operators of the core, and without a warning."""
+    """The same for operators of the core, without a warning; a product reads `entries` of H."""
     x, multipliers, method, iterations, products, residual, converged = _core.solve_kkt(
-        H, A, f, c, tol, max_iters, seed
+        H, A, f, c, tol, max_iters, seed, entries
     )
     info = KKTInfo(_METHODS[method], iterations, products, residual, converged)
     return x, multipliers, info
@@ -229,6 +232,15 @@ def solve_operators(
 def default_tol(dtype: torch.dtype) -> float:
     """u^⅔, u the unit roundoff: what systems of condition numbers up to u^-⅓ meet with ease."""
     return float((torch.finfo(dtype).eps / 2) ** (2 / 3))
+
+
+def _entries(H: Any, n: int) -> int:
+    """What a product goes through: of an operator it is not known, and taken to be little."""
+    if is_scipy_sparse(H):
+        return int(H.nnz)
+    if isinstance(H, Tensor) and H.layout != torch.strided:
+        return H._nnz()
+    return n if hasattr(H, "matmat") else n * n
 
 
 def _vector(b: Any, name: str) -> Tensor:
