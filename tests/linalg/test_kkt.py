@@ -157,6 +157,25 @@ def test_ill_conditioned(n):
     assert residual(H, A, f, c, solution) <= default_tol(torch.float64)
 
 
+@pytest.mark.parametrize("m", [20, 7000])
+def test_too_large_to_be_dense(m):
+    # With 7000 constraints their orthogonal factor would be too large, too: nothing is eliminated.
+    n = 20000
+    tridiagonal = scipy.sparse.diags_array([-1.0, 3.0, -1.0], offsets=[-1, 0, 1], shape=(n, n))
+    columns = np.random.default_rng(0).permutation(n)[:m]
+    A = scipy.sparse.csr_array((np.ones(m), (np.arange(m), columns)), shape=(m, n))
+    f, c = exact(random(n)), exact(random(m))
+    x, multipliers = solution = la.solve_kkt(tridiagonal, A, f, c, tol=1e-8, seed=0)
+    assert solution.info.converged
+    assert solution.info.method == "sketch and project"
+    left = np.concatenate([f - tridiagonal @ x - A.T @ multipliers, c - A @ x])
+    assert np.linalg.norm(left) <= 1e-8 * np.linalg.norm(np.concatenate([f, c]))
+    # The negative control: what is not solved is not claimed, and no dense matrix steps in.
+    with pytest.warns(la.ConvergenceWarning):
+        few = la.solve_kkt(tridiagonal, A, f, c, tol=1e-8, max_iters=3, seed=0).info
+    assert (few.iterations, few.method) == (3, "sketch and project")
+
+
 def test_a_tolerance_below_rounding_is_not_claimed():
     H, A, _, _ = system(200, 40, np.geomspace(1e-9, 1, 200))
     f, c = random(200), random(40)
