@@ -220,7 +220,13 @@ class Known {
 class Solver {
  public:
   Solver(Equilibrated& M, const at::Tensor& b, const KktOptions& options)
-      : M_(M), options_(options), size_(frobenius_norm(b)), z_(at::zeros_like(b)), g_(M.diagonal() * b), rho_(g_) {
+      : M_(M),
+        options_(options),
+        z_(at::zeros_like(b)),
+        g_(M.diagonal() * b),
+        rho_(g_),
+        size_(frobenius_norm(b)),
+        equilibrated_size_(frobenius_norm(g_)) {
     if (M_.unknowns() * M_.constraints() <= kMostBasis) eliminate();
   }
 
@@ -244,9 +250,12 @@ class Solver {
   double residual() const { return residual_; }
 
  private:
-  bool too_large(const at::Tensor& rho) const {
-    return !(frobenius_norm(rho / M_.diagonal().narrow(0, 0, rho.size(0))) <= options_.tol * size_);
+  // Of a residual of the equilibrated system, or of its upper part: in its own units and in those of K.
+  double relative(const at::Tensor& rho) const {
+    const auto original = rho / M_.diagonal().narrow(0, 0, rho.size(0));
+    return std::max(frobenius_norm(rho) / equilibrated_size_, frobenius_norm(original) / size_);
   }
+  bool too_large(const at::Tensor& rho) const { return !(relative(rho) <= options_.tol); }
 
   at::Tensor fresh(int64_t rows, int64_t columns) {
     const auto drawn = gaussian(rows, columns, options_.seed, drawn_, g_.options());
@@ -274,7 +283,7 @@ class Solver {
     } else {
       rho_ = g_ - M_.times(z_);
     }
-    residual_ = frobenius_norm(rho_ / M_.diagonal()) / size_;
+    residual_ = relative(rho_);
   }
 
   // Adds what the sketches know of the error of z; true where they cost too much.
@@ -392,8 +401,8 @@ class Solver {
 
   Equilibrated& M_;
   KktOptions options_;
-  double size_;
   at::Tensor z_, g_, rho_;
+  double size_, equilibrated_size_;  // of the right-hand sides
   std::optional<Constraints> constraints_;
   KktMethod method_ = KktMethod::sketch_and_project;
   int64_t sketches_ = 0;

@@ -16,7 +16,7 @@ struct KktSolution {
   KktMethod method;
   int64_t sketches;  // projections
   int64_t products;  // of H with vectors, those that make a dense matrix not counted
-  double residual;   // ‖b - K z‖ / ‖b‖, of the solution that is returned
+  double residual;   // ‖b - K z‖ / ‖b‖ of the solution that is returned, or that of the equilibrated system if larger
   bool converged;    // residual <= tol
 };
 

@@ -32,7 +32,8 @@ class KKTInfo:
     products : int
         Of H with vectors, for all purposes but to make the dense matrix.
     residual : float
-        ‖b − K·z‖ / ‖b‖ of the solution that is returned, computed from it, not by a recursion.
+        ‖b − K·z‖ / ‖b‖ of the solution that is returned, computed from it, not by a recursion; with
+        rows scaled to like norms if that is more.
     converged : bool
         Whether `residual` is at most `tol`.
 
@@ -116,7 +117,8 @@ def solve_kkt(
     c : array or Tensor, shape (m,)
         The same.
     tol : float, optional
-        Of the residual: ‖(f, c) − K·(x, λ)‖ ≤ tol·‖(f, c)‖. u^⅔ if None: 2.3e-11 in float64, 1.5e-5
+        Of the residual: ‖b − K·z‖ ≤ tol·‖b‖ with b = (f, c) and z = (x, λ), and where K is badly
+        scaled the same with its rows scaled to like norms. u^⅔ if None: 2.3e-11 in float64, 1.5e-5
         in float32, u being the unit roundoff.
     max_iters : int
         Sketches at most.
@@ -157,7 +159,7 @@ def solve_kkt(
     which is the projection of the solution in the norm ‖M·z‖. The first sketch is random but for
     one column, the residual; the next are the residual and images of the last: block Krylov spaces.
     For κ = cond(M) some ½·√κ·log(2/tol) iterations where H is positive definite on the null space
-    of A, ½·κ·log(2/tol) elsewhere; fewer by far where only a few eigenvalues are large or small.
+    of A, κ·log(2/tol) elsewhere; fewer by far where only a few eigenvalues are large or small.
     At the end the residual is computed anew, and what is left of it, if too much, solved for.
 
     4·n·m² flops once, and 4·(2·n² + 8·n·m + 8·n·k) an iteration with k columns so far, which are
