@@ -183,11 +183,12 @@ def solve_kkt(
     >>> H = torch.diag(torch.linspace(1, 9, 1000, dtype=torch.float64))
     >>> A = torch.ones(1, 1000, dtype=torch.float64)
     >>> f, c = torch.zeros(1000, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    >>> x, multipliers = solution = la.solve_kkt(H, A, f, c, seed=0)
-    >>> round(x.sum().item(), 8), torch.allclose(x, -multipliers / H.diagonal())
-    (1.0, True)
-    >>> solution.info.method, solution.info.residual < 2.4e-11
-    ('sketch and project', True)
+    >>> rough = la.solve_kkt(H, A, f, c, tol=0.1, seed=0)
+    >>> rough.info.method, rough.info.residual < 0.1, round(rough.x.sum().item(), 8)
+    ('sketch and project', True, 1.0)
+    >>> x, multipliers = la.solve_kkt(H, A, f, c, seed=0)
+    >>> torch.allclose(x, -multipliers / H.diagonal())
+    True
     """
     hessian, jacobian = open_operator(H, _CALLER, "H"), open_operator(A, _CALLER, "A")
     out = as_out(out, _CALLER)
