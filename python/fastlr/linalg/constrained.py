@@ -31,6 +31,7 @@ _FACTOR = 2.0
 # A step is taken where the merit falls by this part of what its slope promises.
 _ARMIJO = 1e-4
 _MOST_HALVINGS = 50
+_MET = "tol met"
 # Beyond this the merit function is its penalty and nothing else.
 _MOST_ETA1 = 1e12
 
@@ -215,32 +216,15 @@ def minimize_equality(
     (array([1.414214, 1.414214]), True)
     """
     start = _vector(x0, "x0")
-    problem = _Problem(fun, constraint, grad, jac, hess, start.tensor)
-    point = problem.start(
-        None if multipliers is None else _vector(multipliers, "multipliers").tensor
-    )
-    limit = (
-        math.sqrt(torch.finfo(start.tensor.dtype).eps / 2)
-        if tol is None
-        else as_real(tol, _CALLER, "tol")
-    )
+    dual = None if multipliers is None else _vector(multipliers, "multipliers").tensor
+    root = math.sqrt(torch.finfo(start.tensor.dtype).eps / 2)
+    limit = root if tol is None else as_real(tol, _CALLER, "tol")
     if not limit > 0:
         raise ValueError(f"{_CALLER}: tol must be positive, got {tol}")
+    most = at_least(max_iters, 1, _CALLER, "max_iters")
+    problem = _Problem(fun, constraint, grad, jac, hess, start.tensor)
     newton = _Newton(problem, as_seed(seed, _CALLER))
-    message, iterations = "", 0
-    for iterations in range(at_least(max_iters, 1, _CALLER, "max_iters") + 1):
-        if point.residual <= limit * max(1.0, float(point.gradient.norm())):
-            message = "tol met"
-            break
-        if iterations == max_iters:
-            message = f"tol not met in {max_iters} iterations"
-            break
-        after = newton.step(point)
-        if after is None:
-            message = "no step lowers the merit function"
-            break
-        point = after
-    converged = message == "tol met"
+    point, iterations, message = _iterate(newton, problem.start(dual), limit, most)
     info = EqualityInfo(
         iterations,
         float(point.objective),
@@ -249,16 +233,30 @@ def minimize_equality(
         problem.evaluations,
         newton.modified,
         (newton.eta1, newton.eta2),
-        converged,
+        point.meets(limit),
         message,
     )
-    if not converged:
+    if not info.converged:
         warnings.warn(
             f"{_CALLER}: {message}; the residual is {point.residual:.3g}",
             ConvergenceWarning,
             stacklevel=2,
         )
-    return EqualityMinimum(_restored(start, point.x), _restored(start, point.multipliers), info)
+    return EqualityMinimum(start.restore(point.x), start.restore(point.multipliers), info)
+
+
+def _iterate(
+    newton: "_Newton", point: "_Point", tol: float, most: int
+) -> tuple["_Point", int, str]:
+    """The last point, the number of steps to it, and why they ended."""
+    for steps in range(most):
+        if point.meets(tol):
+            return point, steps, _MET
+        after = newton.step(point)
+        if after is None:
+            return point, steps, "no step lowers the merit function"
+        point = after
+    return point, most, _MET if point.meets(tol) else f"tol not met in {most} iterations"
 
 
 @dataclass(frozen=True)
@@ -276,6 +274,9 @@ class _Point:
     @property
     def residual(self) -> float:
         return float(torch.cat([self.slope, self.values]).norm())
+
+    def meets(self, tol: float) -> bool:
+        return self.residual <= tol * max(1.0, float(self.gradient.norm()))
 
 
 class _Problem:
@@ -358,8 +359,14 @@ class _Problem:
         H: Tensor
         if self._hess is None:
             H = _autograd.hessian(self._lagrangian(point.multipliers), point.x)
-            return (H + H.mT) / 2
-        H = self._checked(self._hess(point.x, point.multipliers), (n, n), "hess").detach()
+            H = (H + H.mT) / 2
+        else:
+            H = self._checked(self._hess(point.x, point.multipliers), (n, n), "hess").detach()
+        if not bool(H.isfinite().all()):
+            raise ValueError(
+                f"{_CALLER}: hess must be finite where f and its gradient are, "
+                f"got {H.max().item()} at x = {point.x.tolist()}"
+            )
         # More than rounding may leave, less than a mistake does.
         if not float((H - H.mT).norm()) <= 1e3 * torch.finfo(H.dtype).eps * float(H.norm()):
             raise _LinAlgError(f"{_CALLER}: hess must return a symmetric matrix")
@@ -520,7 +527,3 @@ def _vector(given: Any, name: str) -> Adapted:
         raise ValueError(f"{_CALLER}: {name} must be a vector, got shape {tuple(array.shape)}")
     adapted = adapt(array[None], _CALLER, name)
     return Adapted(adapted.tensor[0].detach().clone(), adapted.numpy, adapted.dtype)
-
-
-def _restored(start: Adapted, result: Tensor) -> Any:
-    return start.restore(result)
