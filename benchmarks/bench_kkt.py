@@ -27,11 +27,11 @@ SPECTRA = {
 
 
 def system(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H with these eigenvalues, a Gaussian A, and a right-hand side."""
-    Q = torch.linalg.qr(la.random_matrix(N, N, seed=0, dtype=torch.float64)).Q
+    """H with these eigenvalues, a Gaussian A, and a right-hand side; other draws than the solver."""
+    Q = torch.linalg.qr(la.random_matrix(N, N, seed=10, dtype=torch.float64)).Q
     H = (Q * values.double()) @ Q.T
-    A = la.random_matrix(M, N, seed=1, dtype=torch.float64) / N**0.5
-    return (H + H.T) / 2, A, la.random_matrix(N + M, 1, seed=2, dtype=torch.float64)[:, 0]
+    A = la.random_matrix(M, N, seed=11, dtype=torch.float64) / N**0.5
+    return (H + H.T) / 2, A, la.random_matrix(N + M, 1, seed=12, dtype=torch.float64)[:, 0]
 
 
 def minres(H: Tensor, A: Tensor, b: Tensor, tol: float) -> Any:
