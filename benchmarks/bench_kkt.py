@@ -27,7 +27,7 @@ SPECTRA = {
 
 
 def system(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """H with these eigenvalues, a Gaussian A, and a right-hand side; other draws than the solver."""
+    """H with these eigenvalues, a Gaussian A, a right-hand side; draws unlike the solver's."""
     Q = torch.linalg.qr(la.random_matrix(N, N, seed=10, dtype=torch.float64)).Q
     H = (Q * values.double()) @ Q.T
     A = la.random_matrix(M, N, seed=11, dtype=torch.float64) / N**0.5
