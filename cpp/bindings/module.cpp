@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include <fastlr/lstsq.hpp>
+#include <fastlr/kkt.hpp>
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
 #include <fastlr/sketch_operator.hpp>
@@ -158,6 +159,16 @@ PYBIND11_MODULE(_core, module) {
         return std::make_tuple(r.value, r.std_error, r.products, r.passes, r.converged, r.exact);
       },
       py::arg("A"), py::arg("products"), py::arg("tol"), py::arg("seed"), Released());
+  module.def(
+      "solve_kkt",
+      [](const std::shared_ptr<const LinearOperator>& H, const std::shared_ptr<const LinearOperator>& A,
+         const at::Tensor& f, const at::Tensor& c, double tol, int64_t most_sketches, int64_t seed, int64_t entries) {
+        const auto r = fastlr::solve_kkt(H, A, f, c, {tol, most_sketches, seed, entries});
+        return std::make_tuple(r.x, r.multipliers, static_cast<int64_t>(r.method), r.sketches, r.products, r.residual,
+                               r.converged);
+      },
+      py::arg("H"), py::arg("A"), py::arg("f"), py::arg("c"), py::arg("tol"), py::arg("most_sketches"), py::arg("seed"),
+      py::arg("entries"), Released());
   module.def(
       "spectral_density",
       [](const std::shared_ptr<const LinearOperator>& A, int64_t n_vectors, int64_t steps, int64_t seed) {

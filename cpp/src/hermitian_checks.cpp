@@ -22,14 +22,15 @@ void check_square(const LinearOperator& A, const char* caller) {
 
 // The entries of XᴴAX are rounded to a few u ‖x_i‖ ‖A x_j‖: with Gaussian X, an A that is Hermitian to some
 // 100 √n u ‖A‖_F passes.
-void check_hermitian(const at::Tensor& product, const at::Tensor& X, const char* caller) {
+void check_hermitian(const at::Tensor& product, const at::Tensor& X, const char* caller, const char* name) {
   if (product.numel() == 0) return;
   const auto G = at::mm(X.mH(), product);
   const double asymmetry = frobenius_norm(G - G.mH());
   const double scale = frobenius_norm(X) * frobenius_norm(product);
-  TORCH_CHECK_LINALG(asymmetry <= allowance(unit_roundoff(product)) * scale, caller,
-                     ": A must be Hermitian, but Xᴴ A X differs from its adjoint by ", asymmetry / frobenius_norm(G),
-                     " of its norm for random X; pass (A + Aᴴ) / 2 if that is meant");
+  TORCH_CHECK_LINALG(asymmetry <= allowance(unit_roundoff(product)) * scale, caller, ": ", name,
+                     " must be Hermitian, but Xᴴ ", name, " X differs from its adjoint by ",
+                     asymmetry / frobenius_norm(G), " of its norm for random X; pass (", name, " + ", name,
+                     "ᴴ) / 2 if that is meant");
 }
 
 void check_semidefinite(const at::Tensor& eigenvalues, double u, const char* caller) {

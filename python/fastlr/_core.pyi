@@ -70,6 +70,16 @@ def estimate_rank(
 def hutchpp(
     A: Operator, products: int, tol: float | None, seed: int
 ) -> tuple[complex, float, int, int, bool, bool]: ...
+def solve_kkt(
+    H: Operator,
+    A: Operator,
+    f: Tensor,
+    c: Tensor,
+    tol: float,
+    most_sketches: int,
+    seed: int,
+    entries: int,
+) -> tuple[Tensor, Tensor, int, int, int, float, bool]: ...
 def spectral_density(
     A: Operator, n_vectors: int, steps: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, int]: ...

@@ -2,6 +2,7 @@
 
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
+from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
@@ -12,6 +13,7 @@ from fastlr.linalg.joint import (
     cluster_matrices,
     joint_svd_bounds,
 )
+from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
 from fastlr.linalg.leverage import leverage_scores
 from fastlr.linalg.norms import (
     EstimateInfo,
@@ -58,11 +60,15 @@ __all__ = [
     "ConvergenceWarning",
     "EighInfo",
     "EighResult",
+    "EqualityInfo",
+    "EqualityMinimum",
     "EstimateInfo",
     "IncrementalSVD",
     "InterpolativeInfo",
     "InterpolativeResult",
     "JointSVDBounds",
+    "KKTInfo",
+    "KKTSolution",
     "LinearOperator",
     "LstsqInfo",
     "LstsqResult",
@@ -94,6 +100,7 @@ __all__ = [
     "joint_svd_bounds",
     "leverage_scores",
     "lstsq",
+    "minimize_equality",
     "nystrom",
     "orthonormalize",
     "pca",
@@ -101,6 +108,7 @@ __all__ = [
     "randomized_eigh",
     "randomized_svd",
     "sketch",
+    "solve_kkt",
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",

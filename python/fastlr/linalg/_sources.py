@@ -39,14 +39,14 @@ def can_be_read_again(A: Any) -> bool:
     return not isinstance(A, Iterator)
 
 
-def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
+def open_matrix(A: Any, caller: str, name: str = "A", *, read_once: bool = False) -> Matrix:
     """Adapt any kind of matrix; with `read_once` its number of rows may not be known."""
     if isinstance(A, LinearOperator):
         return Matrix(_operator(A), False, A.dtype)
     if isinstance(A, Tensor) and A.layout != torch.strided:
-        return _sparse(A, False, caller)
+        return _sparse(A, False, caller, name)
     if is_scipy_sparse(A):
-        return _sparse(_from_scipy(A, caller), True, caller)
+        return _sparse(_from_scipy(A, caller, name), True, caller, name)
     if "scipy.sparse.linalg" in sys.modules and isinstance(
         A, sys.modules["scipy.sparse.linalg"].LinearOperator
     ):
@@ -54,24 +54,26 @@ def open_matrix(A: Any, caller: str, *, read_once: bool = False) -> Matrix:
         return Matrix(_operator(wrapped), True, wrapped.dtype)
     if not (read_once or can_be_read_again(A)):
         raise ValueError(
-            f"{caller}: A is an iterator, which can be read once: only a one-read method takes it; "
+            f"{caller}: {name} is an iterator, which can be read once: "
+            "only a one-read method takes it; "
             "give a list of blocks, or an object that can be iterated again"
         )
     source = None if isinstance(A, Tensor) else source_of(A, caller)
     if source is not None:
         return _blocks(source, read_once, caller)
-    adapted = adapt(A, caller, batched=True, complex_=True)
+    adapted = adapt(A, caller, name, batched=True, complex_=True)
     return Matrix(adapted.tensor, adapted.numpy, adapted.dtype)
 
 
-def open_operator(A: Any, caller: str) -> Matrix:
+def open_operator(A: Any, caller: str, name: str = "A") -> Matrix:
     """Adapt any kind of matrix, but no batch, to an operator of the core."""
-    matrix = open_matrix(A, caller)
+    matrix = open_matrix(A, caller, name)
     if not isinstance(matrix.data, Tensor):
         return matrix
     if matrix.data.dim() != 2:
         raise ValueError(
-            f"{caller}: A must be one matrix and no batch, got shape {tuple(matrix.data.shape)}"
+            f"{caller}: {name} must be one matrix and no batch, "
+            f"got shape {tuple(matrix.data.shape)}"
         )
     return replace(matrix, data=_core.operator_of_matrix(matrix.data.detach().resolve_conj()))
 
@@ -105,8 +107,8 @@ def _blocks(source: Source, read_once: bool, caller: str) -> Matrix:
     return Matrix(operator_of(source, rows, caller), source.device is None, dtype, reads)
 
 
-def _sparse(A: Tensor, numpy: bool, caller: str) -> Matrix:
-    matrix = _sparse_tensor(A, numpy, caller)
+def _sparse(A: Tensor, numpy: bool, caller: str, name: str) -> Matrix:
+    matrix = _sparse_tensor(A, numpy, caller, name)
     return replace(matrix, data=_core.operator_of_matrix(matrix.data))
 
 
@@ -121,8 +123,8 @@ def _sparse_tensor(A: Tensor, numpy: bool, caller: str, name: str = "A") -> Matr
         )
     if A.requires_grad and torch.is_grad_enabled():
         raise ValueError(
-            f"{caller}: a sparse A has no gradient, got one that requires grad; detach it, or give "
-            "A.to_dense()"
+            f"{caller}: a sparse {name} has no gradient, got one that requires grad; "
+            f"detach it, or give {name}.to_dense()"
         )
     dtype, computed = computed_dtype(A.dtype, torch.get_default_dtype(), caller, name)
     return Matrix(A.detach().to(computed), numpy, dtype)
