@@ -12,8 +12,8 @@
 #include <string>
 #include <tuple>
 
-#include <fastlr/lstsq.hpp>
 #include <fastlr/kkt.hpp>
+#include <fastlr/lstsq.hpp>
 #include <fastlr/norms.hpp>
 #include <fastlr/philox.hpp>
 #include <fastlr/sketch_operator.hpp>

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "multiversion.hpp"
@@ -18,52 +19,72 @@ constexpr int64_t kPart = 2048;
 // Bytes of columns of a block of rows that stay in the second-level cache.
 constexpr int64_t kBlockBytes = 256 << 10, kLeastRows = 64;
 
+// What a register of AVX2 holds: the accumulators below are as many as fit its registers, and longer vectors would be
+// kept in memory.
 template <typename T>
-struct Lanes {
-  static constexpr int64_t kSize = 64 / sizeof(T);
+struct LineOf {
+  typedef T Vector __attribute__((vector_size(32)));
+  static constexpr int64_t kSize = 32 / sizeof(T);
 };
+template <typename T>
+inline __attribute__((always_inline)) void load(const T* from, typename LineOf<T>::Vector& line) {
+  std::memcpy(&line, from, sizeof(line));
+}
 
-// Independent sums of products, so that they need no reordering of floating-point operations to be vectorised.
+// Products of `Count` lines of numbers, `stride` apart, with x.
 template <typename T, int64_t Count>
 inline __attribute__((always_inline)) void dots(const T* a, int64_t stride, const T* x, int64_t size, T* results) {
-  constexpr int64_t kSize = Lanes<T>::kSize;
-  T sums[Count][kSize] = {};
+  constexpr int64_t kSize = LineOf<T>::kSize;
+  typename LineOf<T>::Vector even[Count] = {}, odd[Count] = {}, x_even, x_odd, of_a;
   int64_t j = 0;
-  for (; j + kSize <= size; j += kSize)
-    for (int64_t i = 0; i < Count; ++i)
-      for (int64_t lane = 0; lane < kSize; ++lane) sums[i][lane] += a[i * stride + j + lane] * x[j + lane];
+  for (; j + 2 * kSize <= size; j += 2 * kSize) {
+    load(x + j, x_even);
+    load(x + j + kSize, x_odd);
+    for (int64_t i = 0; i < Count; ++i) {
+      load(a + i * stride + j, of_a);
+      even[i] += of_a * x_even;
+      load(a + i * stride + j + kSize, of_a);
+      odd[i] += of_a * x_odd;
+    }
+  }
   for (int64_t i = 0; i < Count; ++i) {
+    even[i] += odd[i];
     T sum = T(0);
-    for (int64_t lane = 0; lane < kSize; ++lane) sum += sums[i][lane];
+    for (int64_t lane = 0; lane < kSize; ++lane) sum += even[i][lane];
     for (int64_t rest = j; rest < size; ++rest) sum += a[i * stride + rest] * x[rest];
     results[i] = sum;
   }
 }
 
+// sum += factors times lines. What lies `ahead` of these is fetched meanwhile, into the second-level cache: in the
+// first one it would take the place of what is at work.
+constexpr int kSecondLevel = 2;
 template <typename T, int64_t Count>
-inline __attribute__((always_inline)) void add_lines(const T* a, int64_t stride, const T* factors, int64_t size,
-                                                     T* sum) {
-  for (int64_t j = 0; j < size; ++j) {
-    T term = factors[0] * a[j];
-    for (int64_t i = 1; i < Count; ++i) term += factors[i] * a[i * stride + j];
-    sum[j] += term;
+inline __attribute__((always_inline)) void add_lines(const T* a, int64_t stride, const T* factors, int64_t size, T* sum,
+                                                     int64_t ahead) {
+  constexpr int64_t kSize = LineOf<T>::kSize;
+  typename LineOf<T>::Vector total, of_a;
+  int64_t j = 0;
+  for (; j + kSize <= size; j += kSize) {
+    load(sum + j, total);
+    for (int64_t i = 0; i < Count; ++i) {
+      load(a + i * stride + j, of_a);
+      __builtin_prefetch(a + ahead + i * stride + j, /*write=*/0, kSecondLevel);
+      total += factors[i] * of_a;
+    }
+    std::memcpy(sum + j, &total, sizeof(total));
   }
+  for (; j < size; ++j)
+    for (int64_t i = 0; i < Count; ++i) sum[j] += factors[i] * a[i * stride + j];
 }
 
-// The next rows are on their way while these, which the cache has by then, are added up.
 template <typename T, int64_t Count>
 inline __attribute__((always_inline)) void some_rows(const T* a, int64_t stride, int64_t columns, const T* x,
                                                      const T* b, T* r, T* g) {
   T products[Count];
   dots<T, Count>(a, stride, x, columns, products);
   for (int64_t i = 0; i < Count; ++i) r[i] = (b != nullptr ? b[i] : T(0)) - products[i];
-  constexpr int64_t kLine = Lanes<T>::kSize;
-  int64_t j = 0;
-  for (; j + kLine <= columns; j += kLine) {
-    for (int64_t i = 0; i < Count; ++i) __builtin_prefetch(a + (Count + i) * stride + j);
-    add_lines<T, Count>(a + j, stride, r, kLine, g + j);
-  }
-  add_lines<T, Count>(a + j, stride, r, columns - j, g + j);
+  add_lines<T, Count>(a, stride, r, columns, g, /*ahead=*/Count * stride);
 }
 
 template <typename T>
@@ -84,11 +105,11 @@ inline __attribute__((always_inline)) void part_by_columns(const T* a, int64_t r
   int64_t j = 0;
   for (; j + kTogether <= columns; j += kTogether) {
     for (int64_t k = 0; k < kTogether; ++k) factors[k] = -x[j + k];
-    add_lines<T, kTogether>(a + j * stride, stride, factors, rows, r);
+    add_lines<T, kTogether>(a + j * stride, stride, factors, rows, r, /*ahead=*/kTogether * stride);
   }
   for (; j < columns; ++j) {
     factors[0] = -x[j];
-    add_lines<T, 1>(a + j * stride, stride, factors, rows, r);
+    add_lines<T, 1>(a + j * stride, stride, factors, rows, r, /*ahead=*/stride);
   }
   for (j = 0; j + kTogether <= columns; j += kTogether) {
     dots<T, kTogether>(a + j * stride, stride, r, rows, products);
