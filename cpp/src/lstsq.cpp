@@ -50,7 +50,7 @@ constexpr int64_t kLeastReduction = 4;
 
 // Costs in units of a flop of a triangle: what an entry costs in the sketch, and in each of the iterations, which are
 // bound by the memory, and where A is sparse by its latency.
-constexpr double kSketch = 80, kDensePass = 16, kSparsePass = 60;
+constexpr double kSketch = 65, kDensePass = 10, kSparsePass = 60;
 
 // Of a sketch with `ratio` times as many rows as columns and its triangle, and of the iterations, of which one gains a
 // factor of the root of that.
@@ -145,6 +145,10 @@ class Solution {
   virtual at::Tensor backward_error(const at::Tensor& defect) const = 0;
   const at::Tensor& x() const { return x_; }
   const at::Tensor& residual() const { return residual_; }  // of the x of the last defect
+  void go_back(const at::Tensor& x, const at::Tensor& residual) {
+    x_ = x;
+    residual_ = residual;
+  }
 
  protected:
   explicit Solution(at::Tensor x) : x_(std::move(x)) {}
@@ -217,20 +221,38 @@ struct Progress {
 
 double worst(const at::Tensor& errors) { return errors.numel() > 0 ? errors.max().item<double>() : 0.0; }
 
-// Whether errors have not fallen to half of the least one for some time. They may rise: an x of great length has a
-// small backward error, and the first correction shortens it.
-class Stagnation {
+// Watches a solution get better until it is good enough, or has not come to half of its least error for some time.
+// Errors may rise: an x of great length has a small backward error, which the first correction shortens; later they
+// are made of rounding. The best x is the result.
+class Watch {
  public:
-  explicit Stagnation(int64_t patience) : patience_(patience) {}
-  bool seen(double error) {
-    since_ = error < least_ / 2 ? 0 : since_ + 1;
-    least_ = std::min(least_, error);
-    return since_ > patience_;
+  Watch(Solution& solution, double tol, int64_t patience) : solution_(solution), tol_(tol), patience_(patience) {}
+
+  // Whether to end, with `errors` of the solution as it is.
+  bool ends(const at::Tensor& errors) {
+    const double error = worst(errors);
+    since_ = error < worst_of_best() / 2 ? 0 : since_ + 1;
+    if (error < worst_of_best()) best_ = {errors, solution_.x(), solution_.residual()};
+    return error <= tol_ || since_ > patience_;
+  }
+  // The errors of the best x, which the solution goes back to.
+  at::Tensor best() {
+    solution_.go_back(best_.x, best_.residual);
+    return best_.errors;
   }
 
  private:
+  struct Best {
+    at::Tensor errors, x, residual;
+  };
+  double worst_of_best() const {
+    return best_.errors.defined() ? worst(best_.errors) : std::numeric_limits<double>::infinity();
+  }
+
+  Solution& solution_;
+  double tol_;
   int64_t patience_, since_ = 0;
-  double least_ = std::numeric_limits<double>::infinity();
+  Best best_;
 };
 
 // Solves for the correction of a whitened defect until `enough`, makes it, and returns the iterations.
@@ -242,13 +264,12 @@ Progress refine(Solution& solution, const Preconditioner& P, double roundoff, co
                 const Correction& correction) {
   // What one correction can gain: its products are rounded in coordinates that the condition number magnifies.
   const double gain = P.has_triangle() ? std::clamp(16 * roundoff * P.condition(), std::sqrt(roundoff), 0x1p-4) : 0.0;
-  Stagnation stagnation(/*patience=*/3);
+  Watch watch(solution, limits.tol, /*patience=*/3);
   int64_t iterations = 0;
   for (;;) {
     const auto defect = solution.defect();
     const auto errors = solution.backward_error(defect);
-    if (worst(errors) <= limits.tol || stagnation.seen(worst(errors)) || iterations >= limits.max_iters)
-      return {errors, iterations};
+    if (watch.ends(errors) || iterations >= limits.max_iters) return {watch.best(), iterations};
     const auto whitened = P.whiten(defect);
     const double first = worst(lengths(whitened));
     iterations += correction(whitened, limits.max_iters - iterations, [&](const at::Tensor& residual) {
@@ -264,12 +285,11 @@ Progress iterate(Solution& solution, const Preconditioner& P, int64_t sketch_row
   const double damping = (1 - eta_squared) * (1 - eta_squared);
   at::Tensor previous;
   // Momentum makes errors rise now and then, but not for this long.
-  Stagnation stagnation(/*patience=*/20);
+  Watch watch(solution, limits.tol, /*patience=*/20);
   for (int64_t iteration = 0;; ++iteration) {
     const auto defect = solution.defect();
     const auto errors = solution.backward_error(defect);
-    if (worst(errors) <= limits.tol || stagnation.seen(worst(errors)) || iteration >= limits.max_iters)
-      return {errors, iteration};
+    if (watch.ends(errors) || iteration >= limits.max_iters) return {watch.best(), iteration};
     auto step = damping * P.whiten(defect);
     if (previous.defined()) step += eta_squared * previous;
     solution.correct(step);
@@ -447,7 +467,7 @@ Lstsq lstsq(const Operator& A, const at::Tensor& B, const LstsqOptions& options)
   const auto method = options.method == LstsqMethod::automatic ? automatic(size) : options.method;
   // A solution by QR is within a small multiple of the first; what LSQR can show of its own are upper bounds.
   const double roundoff = unit_roundoff(B);
-  const double tol = options.tol.value_or(method == LstsqMethod::lsqr ? std::pow(roundoff, 2.0 / 3) : 4 * roundoff);
+  const double tol = options.tol.value_or(method == LstsqMethod::lsqr ? std::pow(roundoff, 2.0 / 3) : 8 * roundoff);
   const int64_t usual = method == LstsqMethod::lsqr ? std::max<int64_t>(1000, 4 * size.columns) : 200;
   const Limits limits{tol, options.max_iters.value_or(usual)};
   if (size.columns == 0 || B.size(1) == 0) return nothing_to_solve(*A, B);

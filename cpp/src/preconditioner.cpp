@@ -88,18 +88,24 @@ class PreconditionedOperator final : public LinearOperator {
 
 }  // namespace
 
-Preconditioner::Preconditioner(const at::Tensor& C, const at::Tensor& image) : scales_(column_lengths(C)) {
-  triangulate(C / scales_.mT(), image);
+Preconditioner::Preconditioner(const at::Tensor& C, const at::Tensor& image) {
+  const int64_t n = C.size(1), k = image.size(1);
+  const auto triangle = triangle_of(at::cat({C, image}, 1));
+  const auto of_T = triangle.narrow(1, 0, n), of_B = triangle.narrow(1, n, k);
+  // The columns of a triangle are as long as those of what it is of.
+  scales_ = column_lengths(of_T);
+  take((of_T / scales_.mT()).narrow(0, 0, n), of_B.narrow(0, 0, n));
   const double most = 1 / (kRoundoffs * unit_roundoff(C));
   if (condition_bound(R_) > most) {
     auto [U, S, Vh] = at::linalg_svd(R_, /*full_matrices=*/false);
     const int64_t rank = (S * most > S.narrow(0, 0, 1)).sum().item<int64_t>();
-    if (rank < C.size(1)) {
+    if (rank < n) {
       // The space of the rows of T, whatever the scales: x in it is the shortest of those with the same T x.
       const auto largest = scales_.max();
       const auto rows = Vh.narrow(0, 0, rank).mH() * (scales_ / largest);
       basis_ = std::get<0>(at::linalg_qr(rows)) / largest;
-      triangulate(at::mm(C, basis_), image);
+      const auto in_basis = triangle_of(at::cat({at::mm(of_T, basis_), of_B}, 1)).narrow(0, 0, rank);
+      take(in_basis.narrow(1, 0, rank), in_basis.narrow(1, rank, k));
     }
   }
   if (rank() > 0) condition_ = condition_of(R_);
@@ -113,11 +119,9 @@ Preconditioner Preconditioner::by_columns(const at::Tensor& C) {
   return P;
 }
 
-void Preconditioner::triangulate(const at::Tensor& C, const at::Tensor& image) {
-  const int64_t n = C.size(1);
-  const auto triangle = triangle_of(at::cat({C, image}, 1));
-  R_ = triangle.narrow(0, 0, n).narrow(1, 0, n).contiguous();
-  solution_ = triangle.narrow(0, 0, n).narrow(1, n, image.size(1));
+void Preconditioner::take(const at::Tensor& R, const at::Tensor& solution) {
+  R_ = R.contiguous();
+  solution_ = solution;
   norm_ = frobenius_norm(R_);
 }
 

@@ -41,7 +41,7 @@ class Preconditioner {
 
  private:
   Preconditioner() = default;
-  void triangulate(const at::Tensor& C, const at::Tensor& image);
+  void take(const at::Tensor& R, const at::Tensor& solution);
 
   at::Tensor scales_;  // n x 1, of the columns of T
   at::Tensor basis_;   // n x rank, where T is not of full rank

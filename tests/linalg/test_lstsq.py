@@ -80,7 +80,7 @@ def test_any_matrix(A, columns, seed):
     ).all()
     assert result.info.rank <= min(A.shape)
     # x is the exact solution for a matrix and right-hand sides within some roundoffs.
-    assert np.all(np.asarray(result.info.backward_error) <= 4 * unit_roundoff(A))
+    assert np.all(np.asarray(result.info.backward_error) <= 8 * unit_roundoff(A))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -445,7 +445,7 @@ def test_linf_guarantee():
         assert np.abs(exact(result.x) - truth).max() <= bound
     # Where it asks for more rows than there are, the problem is solved.
     result = la.lstsq(A, b, guarantee="linf", tol=0.1)
-    assert result.info.backward_error <= 4 * 2.0**-53
+    assert result.info.backward_error <= 8 * 2.0**-53
 
 
 def test_a_countsketch_fails_where_the_dense_sketch_holds():

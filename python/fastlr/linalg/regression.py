@@ -175,7 +175,7 @@ def lstsq(
         is no fewer than m, the problem is solved as by ``method="auto"``. A CountSketch has no such
         guarantee. Needs m ≥ n and `tol`, below 1.
     tol : float, optional
-        The backward error to reach (see `LstsqInfo`); by default 4·u with u = 2⁻⁵³ or 2⁻²⁴, and
+        The backward error to reach (see `LstsqInfo`); by default 8·u with u = 2⁻⁵³ or 2⁻²⁴, and
         u^(2/3) for "lsqr".
     max_iters : int, optional
         200 by default; for "lsqr" 4·min(m, n), at least 1000.
