@@ -45,31 +45,66 @@ inline __attribute__((always_inline)) void transform_rows(T* rows, int bits, int
   }
 }
 
+// Of row `pick` in the block of rows from `row` on.
+inline bool block_negative(int64_t pick, int64_t row, int bits) {
+  return std::popcount(static_cast<uint64_t>((pick & row) >> bits)) % 2 != 0;
+}
+
+// sums[i] += ±rows[low(picks[i])], of a transformed block from `row` on.
 template <typename T>
-inline __attribute__((always_inline)) void add_row(T sign, const T* row, int64_t width, T* sum) {
-  for (int64_t c = 0; c < width; ++c) sum[c] += sign * row[c];
+inline __attribute__((always_inline)) void add_picked(const HadamardRows& S, int64_t row, int bits, const T* rows,
+                                                      int64_t width, T* sums) {
+  const int64_t low = (int64_t{1} << bits) - 1;
+  for (int64_t i = 0; i < S.size; ++i) {
+    const T sign = block_negative(S.picks[i], row, bits) ? T(-1) : T(1);
+    const T* __restrict from = rows + (S.picks[i] & low) * width;
+    T* __restrict sum = sums + i * width;
+    for (int64_t c = 0; c < width; ++c) sum[c] += sign * from[c];
+  }
+}
+
+// rows[low(picks[i])] += ±sums[i].
+template <typename T>
+inline __attribute__((always_inline)) void spread_picked(const HadamardRows& S, int64_t row, int bits, const T* sums,
+                                                         int64_t width, T* rows) {
+  const int64_t low = (int64_t{1} << bits) - 1;
+  for (int64_t i = 0; i < S.size; ++i) {
+    const T sign = block_negative(S.picks[i], row, bits) ? T(-1) : T(1);
+    const T* __restrict sum = sums + i * width;
+    T* __restrict to = rows + (S.picks[i] & low) * width;
+    for (int64_t c = 0; c < width; ++c) to[c] += sign * sum[c];
+  }
 }
 
 }  // namespace
 
-#define FASTLR_DEFINE_HADAMARD(T)                                                             \
-  FASTLR_MULTIVERSION void hadamard_rows(T* rows, int bits, int64_t width);                   \
-  void hadamard_rows(T* rows, int bits, int64_t width) { transform_rows(rows, bits, width); } \
-  FASTLR_MULTIVERSION void add_signed(T sign, const T* row, int64_t width, T* sum);           \
-  void add_signed(T sign, const T* row, int64_t width, T* sum) { add_row(sign, row, width, sum); }
+#define FASTLR_DEFINE_HADAMARD(T)                                                                                      \
+  FASTLR_MULTIVERSION void hadamard_rows(T* rows, int bits, int64_t width);                                            \
+  void hadamard_rows(T* rows, int bits, int64_t width) { transform_rows(rows, bits, width); }                          \
+  FASTLR_MULTIVERSION void hadamard_gather(const HadamardRows& S, int64_t row, int bits, const T* rows, int64_t width, \
+                                           T* sums);                                                                   \
+  void hadamard_gather(const HadamardRows& S, int64_t row, int bits, const T* rows, int64_t width, T* sums) {          \
+    add_picked(S, row, bits, rows, width, sums);                                                                       \
+  }                                                                                                                    \
+  FASTLR_MULTIVERSION void hadamard_spread(const HadamardRows& S, int64_t row, int bits, const T* sums, int64_t width, \
+                                           T* rows);                                                                   \
+  void hadamard_spread(const HadamardRows& S, int64_t row, int bits, const T* sums, int64_t width, T* rows) {          \
+    spread_picked(S, row, bits, sums, width, rows);                                                                    \
+  }
 FASTLR_DEFINE_HADAMARD(float)
 FASTLR_DEFINE_HADAMARD(double)
 
 namespace {
 
-// Calls work(begin, width, buffer) for panels of columns, with memory for a block of them.
+// Calls work(begin, width, block, sums) for panels of columns, with memory for a block of them and for a packed panel
+// of the sketch: its own rows may lie a page apart.
 template <typename T, typename Work>
-void for_panels(int64_t columns, int bits, const Work& work) {
+void for_panels(const HadamardRows& S, int64_t columns, int bits, const Work& work) {
   const int64_t width = kPanelBytes / static_cast<int64_t>(sizeof(T));
   at::parallel_for(0, (columns + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> buffer(width << bits);
+    std::vector<T> block(width << bits), sums(width * S.size);
     for (int64_t panel = begin; panel < end; ++panel)
-      work(panel * width, std::min(width, columns - panel * width), buffer.data());
+      work(panel * width, std::min(width, columns - panel * width), block.data(), sums.data());
   });
 }
 
@@ -83,12 +118,6 @@ std::vector<T> signs_of(uint64_t seed, int64_t first, int64_t count) {
   return signs;
 }
 
-// Of row `pick` in the block of rows from `row` on.
-template <typename T>
-T block_sign(int64_t pick, int64_t row, int bits) {
-  return std::popcount(static_cast<uint64_t>((pick & row) >> bits)) % 2 != 0 ? T(-1) : T(1);
-}
-
 }  // namespace
 
 template <typename T>
@@ -96,7 +125,8 @@ void add_hadamard_cpu(const HadamardRows& S, const RowMajor<const T>& A, int64_t
   const int bits = hadamard_block_bits(S.size, A.rows);
   const int64_t height = int64_t{1} << bits;
   const auto signs = signs_of<T>(S.seed, first, A.rows);
-  for_panels<T>(A.columns, bits, [&](int64_t begin, int64_t width, T* buffer) {
+  for_panels<T>(S, A.columns, bits, [&](int64_t begin, int64_t width, T* buffer, T* sums) {
+    std::fill_n(sums, S.size * width, T(0));
     // Blocks begin at multiples of their height, whatever the first row is.
     for (int64_t row = first / height * height; row < first + A.rows; row += height) {
       for (int64_t r = 0; r < height; ++r) {
@@ -110,10 +140,10 @@ void add_hadamard_cpu(const HadamardRows& S, const RowMajor<const T>& A, int64_t
         }
       }
       hadamard_rows(buffer, bits, width);
-      for (int64_t i = 0; i < S.size; ++i)
-        add_signed(block_sign<T>(S.picks[i], row, bits), buffer + (S.picks[i] & (height - 1)) * width, width,
-                   Y.entries + i * Y.stride + begin);
+      hadamard_gather(S, row, bits, buffer, width, sums);
     }
+    for (int64_t i = 0; i < S.size; ++i)
+      for (int64_t c = 0; c < width; ++c) Y.entries[i * Y.stride + begin + c] += sums[i * width + c];
   });
 }
 
@@ -122,12 +152,11 @@ void hadamard_adjoint_cpu(const HadamardRows& S, const RowMajor<const T>& Y, int
   const int bits = hadamard_block_bits(S.size, X.rows);
   const int64_t height = int64_t{1} << bits;
   const auto signs = signs_of<T>(S.seed, first, X.rows);
-  for_panels<T>(X.columns, bits, [&](int64_t begin, int64_t width, T* buffer) {
+  for_panels<T>(S, X.columns, bits, [&](int64_t begin, int64_t width, T* buffer, T* sums) {
+    for (int64_t i = 0; i < S.size; ++i) std::copy_n(Y.entries + i * Y.stride + begin, width, sums + i * width);
     for (int64_t row = first / height * height; row < first + X.rows; row += height) {
       std::fill_n(buffer, height * width, T(0));
-      for (int64_t i = 0; i < S.size; ++i)
-        add_signed(block_sign<T>(S.picks[i], row, bits), Y.entries + i * Y.stride + begin, width,
-                   buffer + (S.picks[i] & (height - 1)) * width);
+      hadamard_spread(S, row, bits, sums, width, buffer);
       hadamard_rows(buffer, bits, width);
       for (int64_t r = std::max<int64_t>(0, first - row); r < std::min(height, first + X.rows - row); ++r) {
         const int64_t own = row + r - first;

@@ -15,7 +15,7 @@
 namespace fastlr::kernels {
 namespace {
 
-constexpr int64_t kPanelBytes = 512, kBlockRows = 256, kChunkRows = 1 << 16;
+constexpr int64_t kPanelBytes = 512, kBlockRows = 256, kChunkRows = 1 << 18;
 
 // Where the entries of a column are, twice the row plus one if negative: codes[j * rows + r].
 using Code = uint32_t;

@@ -12,6 +12,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 import fastlr.linalg as la
+from references import backward_error
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -121,3 +122,27 @@ def test_tolerance_is_kept(matrix):
     # And by no more ranks than the oversampling, 10, above what is needed.
     fewer = np.asarray(result.S, np.float64)[: max(len(result.S) - 11, 0)]
     assert np.sum(fewer**2) < (1 - tol**2) * norm**2
+
+
+@pytest.mark.parametrize("method", ["auto", "refined", "direct"])
+@pytest.mark.parametrize("name", ["elevators", "kin40k", "pol", "protein"])
+def test_regression_tables(name, method):
+    """Squares and products of the columns, as accurate as LAPACK's SVD; one has condition 1e13."""
+    if not DATA.is_dir():
+        pytest.skip(f"needs the data in {DATA}")
+    with gzip.open(DATA / "uci" / f"{name}.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    inputs, b = table[:, :-1], table[:, -1]
+    inputs = (inputs - inputs.mean(0)) / np.where(inputs.std(0) > 0, inputs.std(0), 1)
+    i, j = np.triu_indices(min(inputs.shape[1], 12))
+    A = np.column_stack([np.ones(len(inputs)), inputs, inputs[:, i] * inputs[:, j]])
+    result = la.lstsq(A, b, method=method, seed=0)
+    assert result.info.converged
+    u = 2.0**-53
+    peer = np.linalg.lstsq(A, b, rcond=30 * u)[0]
+    # Ten times that of LAPACK, or ten roundoffs.
+    allowed = 10 * max(backward_error(A, b, peer), u)
+    assert backward_error(A, b, result.x) <= allowed
+    # Residuals agree to the square root of what the backward error allows; ‖A‖·‖x‖ is of b's size.
+    size = np.linalg.norm(A) * np.linalg.norm(result.x) + np.linalg.norm(b)
+    assert np.linalg.norm(result.residual) <= np.linalg.norm(b - A @ peer) + 100 * u * size
