@@ -43,14 +43,21 @@ class Codes {
   std::vector<Code> codes_;
 };
 
+// Rows of a panel lie far apart, which no prefetcher follows: what is read for the first time is asked for before.
+constexpr int64_t kRowsAhead = 16, kLineBytes = 64;
+constexpr int kSecondLevel = 2;
+
 // A width that is known when this is compiled needs no loop.
 template <typename T, typename Width>
 inline __attribute__((always_inline)) void add_rows(const Code* codes, const T* rows, int64_t count, int64_t stride,
-                                                    Width width, T* sums) {
+                                                    Width width, bool first_time, T* sums) {
   for (int64_t r = 0; r < count; ++r) {
     const T sign = (codes[r] & 1) != 0 ? T(-1) : T(1);
     T* __restrict sum = sums + static_cast<int64_t>(codes[r] >> 1) * width;
     const T* __restrict row = rows + r * stride;
+    if (first_time)
+      for (int64_t c = 0; c < width; c += kLineBytes / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(row + kRowsAhead * stride + c, /*write=*/0, kSecondLevel);
     for (int64_t c = 0; c < width; ++c) sum[c] += sign * row[c];
   }
 }
@@ -76,13 +83,14 @@ inline __attribute__((always_inline)) void gather_rows(const Code* const* codes,
 // target_clones takes neither templates nor internal linkage in every compiler: plain functions.
 #define FASTLR_DEFINE_SPARSE_SIGN(name, gather, T)                                                              \
   FASTLR_MULTIVERSION void name(const Code* codes, const T* rows, int64_t count, int64_t stride, int64_t width, \
-                                T* sums);                                                                       \
-  void name(const Code* codes, const T* rows, int64_t count, int64_t stride, int64_t width, T* sums) {          \
+                                bool first_time, T* sums);                                                      \
+  void name(const Code* codes, const T* rows, int64_t count, int64_t stride, int64_t width, bool first_time,    \
+            T* sums) {                                                                                          \
     using Panel = std::integral_constant<int64_t, kPanelBytes / sizeof(T)>;                                     \
     if (width == Panel::value) {                                                                                \
-      add_rows(codes, rows, count, stride, Panel(), sums);                                                      \
+      add_rows(codes, rows, count, stride, Panel(), first_time, sums);                                          \
     } else {                                                                                                    \
-      add_rows(codes, rows, count, stride, width, sums);                                                        \
+      add_rows(codes, rows, count, stride, width, first_time, sums);                                            \
     }                                                                                                           \
   }                                                                                                             \
   FASTLR_MULTIVERSION void gather(const Code* const* codes, int64_t parts, const T* sums, int64_t sums_stride,  \
@@ -118,7 +126,7 @@ void add_sparse_sign_cpu(const SparseSigns& S, const RowMajor<const T>& A, int64
       for (int64_t block = 0; block < rows; block += kBlockRows)
         for (int64_t j = 0; j < S.nonzeros; ++j)
           add_signed_rows(codes.of_part(j) + block, A.entries + (chunk + block) * A.stride + begin,
-                          std::min(kBlockRows, rows - block), A.stride, width, sums.data());
+                          std::min(kBlockRows, rows - block), A.stride, width, /*first_time=*/j == 0, sums.data());
       for (int64_t i = 0; i < S.size; ++i)
         for (int64_t c = 0; c < width; ++c) Y.entries[i * Y.stride + begin + c] += sums[i * width + c];
     });
