@@ -66,6 +66,10 @@ def endless_stream(A, **_):
     la.streaming_svd(itertools.repeat(A), 3)
 
 
+def least_squares(A, **_):
+    la.lstsq(A, torch.ones(len(A)), method="lsqr", tol=0.0, max_iters=ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("run", "method"),
     [
@@ -76,6 +80,7 @@ def endless_stream(A, **_):
         ),
         (slow_generator, None),
         (endless_stream, None),
+        (least_squares, None),
     ],
 )
 def test_ctrl_c_stops(run, method):

@@ -148,8 +148,8 @@ def lstsq(
     damp : float
         Ridge regression: Tikhonov's parameter, non-negative.
     weights : array or Tensor, shape (m,), optional
-        Non-negative; minimises Σ weights·|A·x − b|² + damp²·‖x‖². A is copied for that where it is
-        dense or sparse.
+        Non-negative; minimises ``Σ weights·abs(A·x − b)² + damp²·‖x‖²``. A is copied for that
+        where it is dense or sparse.
     method : str
         - "refined": conjugate gradients in the coordinates of a sketch, a correction from a new
           residual until the backward error is that of QR [1]_. Two or three corrections.
