@@ -108,6 +108,10 @@ def test_the_shortest_solution_of_a_matrix_not_of_full_rank(shape, method):
     assert result.info.rank == 7
     # κ = 3; the space of the rows is known to u over the gap between 1 and the rounding.
     assert np.linalg.norm(exact(x) - truth) <= 1000 * 2.0**-53 * np.linalg.norm(exact(b))
+    # A power of two changes nothing but exponents.
+    scaled = la.lstsq(2.0**40 * A, b, method=method, seed=0)
+    assert scaled.info.rank == 7
+    assert np.allclose(scaled.info.backward_error, result.info.backward_error, rtol=1e-6, atol=0)
 
 
 def test_columns_of_any_size_do_not_count_as_a_low_rank():
