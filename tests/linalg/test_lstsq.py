@@ -186,7 +186,48 @@ def test_as_accurate_as_qr(method, condition, distance):
     measured = max(backward_error(A, b, result.x), u / 4)
     assert max(result.info.backward_error, u / 4) <= 3 * measured
     assert max(result.info.backward_error, u / 4) >= measured / 3
-    assert result.info.condition == pytest.approx(np.linalg.cond(A), rel=1)
+    lengths = np.linalg.norm(exact(A), axis=0)
+    assert result.info.condition == pytest.approx(np.linalg.cond(exact(A) / lengths), rel=0.5)
+    # Every iteration gains a factor of √(n/rows), 1/2 at the most: without conjugate directions it
+    # would be the square root of that.
+    assert result.info.iterations <= 40
+
+
+def test_many_right_hand_sides_are_as_accurate():
+    A, b = problem(4000, 30, 1e8, 1.0)
+    B = torch.stack([b, *problem(4000, 30, 1e8, 1.0, seed=5)[1:], b.flip(0), 1e-3 * b], 1)
+    result = la.lstsq(A, B, method="refined", seed=0)
+    assert result.info.converged
+    for column, estimate in zip(B.T, result.info.backward_error, strict=True):
+        x = result.x[:, int((column == B.T).all(1).nonzero()[0])]
+        measured = max(backward_error(A, column, x), 2.0**-55)
+        assert measured / 3 <= max(estimate, 2.0**-55) <= 3 * measured
+
+
+def test_the_best_of_the_corrections_is_returned():
+    """Near 1/(30·u) rounding moves the error from one correction to the next."""
+    A, b = problem(2000, 40, 1e12, 1e-3)
+    for seed in range(10):
+        with pytest.warns(la.ConvergenceWarning):
+            result = la.lstsq(A, b, method="refined", tol=0.0, seed=seed)
+        measured = max(backward_error(A, b, result.x), 2.0**-55)
+        assert measured / 3 <= max(result.info.backward_error, 2.0**-55) <= 3 * measured
+        assert np.allclose(result.residual, exact(b) - exact(A) @ exact(result.x), atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["rows", "columns"])
+def test_any_number_of_threads(order):
+    A, b = problem(20000, 20, 100, 0.1)
+    A = A if order == "rows" else A.T.contiguous().T
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            result = la.lstsq(A, b, method="refined", seed=0)
+            assert result.info.converged
+            close(A, result.x, shortest(A, b), b, 100)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("method", ["precondition", "iterative", "lsqr"])
