@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include <fastlr/interpolative.hpp>
+#include <fastlr/lstsq.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/philox.hpp>
 #include <fastlr/random.hpp>
@@ -120,6 +121,33 @@ void check_one_read() {
   }
 }
 
+// Products with one vector, which a kernel of its own takes, in both layouts; and least squares over them.
+void check_one_vector(at::ScalarType type) {
+  const auto rows = at::randn({5000, 13}, type), x = at::randn({13, 1}, type), b = at::randn({5000, 1}, type);
+  // Sums of 5000 products: a hundred roundoffs times the root of that.
+  const double allowed = 7e3 * (type == at::kFloat ? 0x1p-24 : 0x1p-53);
+  const auto near = [&](const at::Tensor& got, const at::Tensor& expected) {
+    return (got - expected).norm().item<double>() <= allowed * expected.norm().item<double>();
+  };
+  for (const auto& A : {rows, rows.t().contiguous().t()}) {
+    const auto op = fastlr::as_operator(A);
+    const auto normal = op->normal_matmat(x, {/*image_from=*/0, /*co_columns=*/1});
+    CHECK(near(normal.image, at::mm(A, x)) && near(normal.co, at::mm(A.t(), at::mm(A, x))));
+    const auto residual = op->residual_product(b, x);
+    CHECK(near(residual.residual, b - at::mm(A, x)) && near(residual.co, at::mm(A.t(), b - at::mm(A, x))));
+    const auto found = fastlr::lstsq(op, at::mm(A, x),
+                                     {.method = fastlr::LstsqMethod::refined,
+                                      .sketch = fastlr::SketchKind::sparse_sign,
+                                      .sketch_rows = std::nullopt,
+                                      .nonzeros = 8,
+                                      .damp = 0.0,
+                                      .tol = std::nullopt,
+                                      .max_iters = std::nullopt,
+                                      .seed = 0});
+    CHECK(found.converged && near(found.x, x));
+  }
+}
+
 // ATen's exception types reach a C++ caller with their message.
 void check_errors() {
   bool raised = false;
@@ -143,6 +171,8 @@ int main() {
   check_row_blocks(at::kDouble);
   check_row_blocks(at::kComplexDouble);
   check_one_read();
+  check_one_vector(at::kFloat);
+  check_one_vector(at::kDouble);
   check_errors();
   std::puts("all checks of the C++ API passed");
 }
