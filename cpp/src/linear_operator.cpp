@@ -149,7 +149,8 @@ Residual LinearOperator::do_residual_product(const at::Tensor& B, const at::Tens
 
 // Columns of Sᵀ are made some at a time.
 template <typename Product>
-at::Tensor by_columns_of_sketch(const SketchOperator& S, const at::TensorOptions& options, const Product& product) {
+static at::Tensor by_columns_of_sketch(const SketchOperator& S, const at::TensorOptions& options,
+                                       const Product& product) {
   constexpr int64_t kColumns = 256;
   std::vector<at::Tensor> parts;
   for (int64_t row = 0; row < S.rows; row += kColumns) {

@@ -23,7 +23,7 @@ constexpr const char* kCaller = "lstsq";
 // A matrix is `wide` where it has fewer rows than columns: its adjoint is what is sketched then.
 struct Size {
   int64_t rows, columns;  // of the tall one
-  bool dense, sparse, blocks, wide;
+  bool dense, blocks, wide;
   double entries;  // that a pass reads
 };
 
@@ -32,13 +32,7 @@ Size size_of(const LinearOperator& A) {
   const auto stored = A.stored_entries();
   const bool dense = stored && *stored == A.rows() * A.columns();
   const double all = static_cast<double>(rows) * static_cast<double>(columns);
-  return {rows,
-          columns,
-          dense,
-          stored && !dense,
-          A.reads_once(),
-          A.rows() < A.columns(),
-          stored ? static_cast<double>(*stored) : all};
+  return {rows, columns, dense, A.reads_once(), A.rows() < A.columns(), stored ? static_cast<double>(*stored) : all};
 }
 
 // Triangles of n columns, and sketches of some n rows, are kept up to this.
@@ -83,7 +77,7 @@ LstsqMethod automatic(const Size& size) {
   // Where a triangle costs little more it is to be preferred: it needs no luck.
   constexpr double kWorthIt = 0.7;
   const bool cheaper = cost_of_sketching(size, static_cast<double>(ratio)) < kWorthIt * 2 * m * n * n;
-  if (can_sketch && (cheaper || m * n > kDenseEntries) && !(size.dense && !cheaper)) return LstsqMethod::refined;
+  if (can_sketch && (cheaper || (!size.dense && m * n > kDenseEntries))) return LstsqMethod::refined;
   return size.dense || m * n <= kDenseEntries ? LstsqMethod::direct : LstsqMethod::lsqr;
 }
 
