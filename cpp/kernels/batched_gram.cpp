@@ -38,21 +38,39 @@ void copy_column(const double* from, int64_t stride, int64_t count, double* colu
   copy_strided(from, stride, count, column);
 }
 
+namespace {
+
+// Entry `first` and the W - 1 next ones of the vectors of sums of a tile.
+template <int64_t W>
+inline __attribute__((always_inline)) void sum_tile(const double* left, const double* right, int64_t steps,
+                                                    double* sums) {
+  Part<W> parts[kTileRows][kTileColumns] = {};
+  for (int64_t at = 0; at < steps * kVectorSize; at += kVectorSize)
+    for (int64_t a = 0; a < kTileRows; ++a)
+      for (int64_t b = 0; b < kTileColumns; ++b)
+        parts[a][b] += *reinterpret_cast<const Part<W>*>(left + a * kRows + at) *
+                       *reinterpret_cast<const Part<W>*>(right + b * kRows + at);
+  for (int64_t a = 0; a < kTileRows; ++a)
+    for (int64_t b = 0; b < kTileColumns; ++b)
+      *reinterpret_cast<Part<W>*>(sums + (a * kTileColumns + b) * kVectorSize) = parts[a][b];
+}
+
+}  // namespace
+
 // The tiles of the lower triangle of G += blockᵀ block, for columns that begin with `steps` vectors of entries.
-FASTLR_MULTIVERSION void add_tiles(const Vector* block, int64_t steps, int64_t columns, double* G);
-void add_tiles(const Vector* block, int64_t steps, int64_t columns, double* G) {
-  constexpr int64_t stride = kRows / kVectorSize;
+FASTLR_MULTIVERSION void add_tiles(const double* block, int64_t steps, int64_t columns, double* G);
+void add_tiles(const double* block, int64_t steps, int64_t columns, double* G) {
+  alignas(Vector) double sums[kTileRows * kTileColumns * kVectorSize];
   for (int64_t i = 0; i < columns; i += kTileRows)
     for (int64_t j = 0; j < i + kTileRows; j += kTileColumns) {
-      const Vector *left = block + i * stride, *right = block + j * stride;
-      Vector sums[kTileRows][kTileColumns] = {};
-      for (int64_t step = 0; step < steps; ++step)
-        for (int64_t a = 0; a < kTileRows; ++a)
-          for (int64_t b = 0; b < kTileColumns; ++b) sums[a][b] += left[a * stride + step] * right[b * stride + step];
+      for_parts([&]<int64_t W>(int64_t first) __attribute__((always_inline)) {
+        sum_tile<W>(block + i * kRows + first, block + j * kRows + first, steps, sums + first);
+      });
       for (int64_t a = 0; a < kTileRows; ++a)
         for (int64_t b = 0; b < kTileColumns; ++b) {
+          const double* lanes = sums + (a * kTileColumns + b) * kVectorSize;
           double sum = 0;
-          for (int64_t lane = 0; lane < kVectorSize; ++lane) sum += sums[a][b][lane];
+          for (int64_t lane = 0; lane < kVectorSize; ++lane) sum += lanes[lane];
           G[(i + a) * columns + j + b] += sum;
         }
     }
@@ -71,7 +89,7 @@ void gram_cpu(const In* Y, int64_t count, int64_t rows, int64_t columns, const i
         const int64_t height = std::min(kRows, rows - row0);
         for (int64_t j = 0; j < columns; ++j)
           copy_column(from + j * strides[2], strides[1], height, block.entries() + j * kRows);
-        add_tiles(block.data(), (height + kVectorSize - 1) / kVectorSize, padded, sums.data());
+        add_tiles(block.entries(), (height + kVectorSize - 1) / kVectorSize, padded, sums.data());
       }
       for (int64_t i = 0; i < columns; ++i)
         for (int64_t j = 0; j <= i; ++j)

@@ -16,51 +16,77 @@ namespace {
 // Convergence is quadratic: some six to ten sweeps.
 constexpr int64_t kMostSweeps = 40;
 
-inline __attribute__((always_inline)) void dot(const Lanes* x, const Lanes* y, int64_t size, Lanes& product) {
-  Lanes even = {}, odd = {};
+// W of the lanes of a matrix's entries, which lie side by side.
+template <int64_t W>
+inline __attribute__((always_inline)) Part<W>& part(double* entries, int64_t i) {
+  return *reinterpret_cast<Part<W>*>(entries + i * kLanes);
+}
+
+template <int64_t W>
+inline __attribute__((always_inline)) void square_root(const Part<W>& x, Part<W>& root) {
+  for (int64_t lane = 0; lane < W; ++lane) root[lane] = std::sqrt(x[lane]);
+}
+
+template <int64_t W>
+inline __attribute__((always_inline)) void dot(double* x, double* y, int64_t size, Part<W>& product) {
+  Part<W> even = {}, odd = {};
   int64_t i = 0;
   for (; i + 1 < size; i += 2) {
-    even += x[i] * y[i];
-    odd += x[i + 1] * y[i + 1];
+    even += part<W>(x, i) * part<W>(y, i);
+    odd += part<W>(x, i + 1) * part<W>(y, i + 1);
   }
-  if (i < size) even += x[i] * y[i];
+  if (i < size) even += part<W>(x, i) * part<W>(y, i);
   product = even + odd;
+}
+
+// Rotates every pair of columns, of `height` entries, so that their first `size` ones are orthogonal, with their
+// squared lengths in `squares`. Returns whether any were not.
+template <int64_t W>
+inline __attribute__((always_inline)) bool sweep(double* columns, int64_t size, int64_t height, double* squares,
+                                                 double tolerance) {
+  const Part<W> zero = {}, one = zero + 1;
+  const auto column = [&](int64_t j) { return columns + j * height * kLanes; };
+  bool any = false;
+  for (int64_t j = 0; j < size; ++j) dot<W>(column(j), column(j), size, part<W>(squares, j));
+  for (int64_t p = 0; p < size; ++p)
+    for (int64_t q = p + 1; q < size; ++q) {
+      double *x = column(p), *y = column(q);
+      Part<W>&xx = part<W>(squares, p), &yy = part<W>(squares, q);
+      Part<W> product, root, cosine;
+      dot<W>(x, y, size, product);
+      const auto rotate = product * product > tolerance * tolerance * xx * yy;
+      int64_t rotated = 0;
+      for (int64_t lane = 0; lane < W; ++lane) rotated |= rotate[lane];
+      if (!rotated) continue;
+      any = true;
+      const Part<W> twice = rotate ? 2 * product : zero, difference = yy - xx;
+      square_root<W>(difference * difference + twice * twice, root);
+      const Part<W> sum = difference < 0 ? difference - root : difference + root;
+      const Part<W> tangent = twice / (rotate ? sum : one);
+      // The reciprocal of the root would be biased, and stretch the columns a little with every small rotation.
+      square_root<W>(1 / (1 + tangent * tangent), cosine);
+      const Part<W> sine = cosine * tangent;
+      xx -= tangent * product;
+      yy += tangent * product;
+      for (int64_t i = 0; i < height; ++i) {
+        const Part<W> u = part<W>(x, i), v = part<W>(y, i);
+        part<W>(x, i) = cosine * u - sine * v;
+        part<W>(y, i) = sine * u + cosine * v;
+      }
+    }
+  return any;
 }
 
 }  // namespace
 
-// Rotates every pair of columns, of `height` entries, so that their first `size` ones are orthogonal, with their
-// squared lengths in `squares`. Returns whether any were not.
-FASTLR_MULTIVERSION bool sweep(Lanes* columns, int64_t size, int64_t height, Lanes* squares, double tolerance);
-bool sweep(Lanes* columns, int64_t size, int64_t height, Lanes* squares, double tolerance) {
-  const Lanes zero = {}, one = zero + 1;
-  bool any = false;
-  for (int64_t j = 0; j < size; ++j) dot(columns + j * height, columns + j * height, size, squares[j]);
-  for (int64_t p = 0; p < size; ++p)
-    for (int64_t q = p + 1; q < size; ++q) {
-      Lanes *x = columns + p * height, *y = columns + q * height, product, root, cosine;
-      dot(x, y, size, product);
-      const auto rotate = product * product > tolerance * tolerance * squares[p] * squares[q];
-      int64_t rotated = 0;
-      for (int64_t lane = 0; lane < kLanes; ++lane) rotated |= rotate[lane];
-      if (!rotated) continue;
-      any = true;
-      const Lanes twice = rotate ? 2 * product : zero, difference = squares[q] - squares[p];
-      square_root(difference * difference + twice * twice, root);
-      const Lanes sum = difference < 0 ? difference - root : difference + root;
-      const Lanes tangent = twice / (rotate ? sum : one);
-      // The reciprocal of the root would be biased, and stretch the columns a little with every small rotation.
-      square_root(1 / (1 + tangent * tangent), cosine);
-      const Lanes sine = cosine * tangent;
-      squares[p] -= tangent * product;
-      squares[q] += tangent * product;
-      for (int64_t i = 0; i < height; ++i) {
-        const Lanes u = x[i], v = y[i];
-        x[i] = cosine * u - sine * v;
-        y[i] = sine * u + cosine * v;
-      }
+// Rotates pairs of columns until the first `size` entries of all are orthogonal.
+FASTLR_MULTIVERSION void orthogonalize(Lanes* columns, int64_t size, int64_t height, Lanes* squares, double tolerance);
+void orthogonalize(Lanes* columns, int64_t size, int64_t height, Lanes* squares, double tolerance) {
+  for_parts([&]<int64_t W>(int64_t first) __attribute__((always_inline)) {
+    double *entries = reinterpret_cast<double*>(columns) + first, *sums = reinterpret_cast<double*>(squares) + first;
+    for (int64_t i = 0; i < kMostSweeps && sweep<W>(entries, size, height, sums, tolerance); ++i) {
     }
-  return any;
+  });
 }
 
 namespace {
@@ -105,8 +131,7 @@ void svd_cpu(const double* core, int64_t count, int64_t size, double* U, double*
     int exponents[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane)
       exponents[lane] = load_columns(core + (first + std::min(lane, used - 1)) * entries, size, height, lane, columns);
-    for (int64_t i = 0; i < kMostSweeps && sweep(columns, size, height, squares, tolerance); ++i) {
-    }
+    orthogonalize(columns, size, height, squares, tolerance);
     for (int64_t lane = 0; lane < used; ++lane) {
       const int64_t matrix = first + lane;
       double* values = S + matrix * size;

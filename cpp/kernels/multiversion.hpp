@@ -8,3 +8,17 @@
 #else
 #define FASTLR_MULTIVERSION
 #endif
+
+namespace fastlr::kernels {
+
+// Of the processor, and so of the clone that runs.
+inline bool has_registers_of_512_bits() {
+#if defined(__x86_64__) && defined(__ELF__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
+}  // namespace fastlr::kernels
