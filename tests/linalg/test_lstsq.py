@@ -581,7 +581,7 @@ def test_bad_arguments():
         ({"max_iters": -1}, ValueError, r"max_iters must be at least 0, got -1"),
         ({"max_iters": 1.5}, TypeError, r"max_iters must be an integer"),
         ({"method": "qr"}, ValueError, r"method must be 'auto', .* got 'qr'"),
-        ({"sketch": "fourier"}, ValueError, r"kind must be .* got 'fourier'"),
+        ({"sketch": "fourier"}, ValueError, r"lstsq: sketch must be .* got 'fourier'"),
         ({"sketch": 3}, TypeError, r"sketch must be the name of a kind or a SketchOperator"),
         ({"sketch": la.SketchOperator("gaussian", 40, 30)}, ValueError, r"between 4 and 30 rows"),
         ({"sketch": la.SketchOperator("gaussian", 3, 30)}, ValueError, r"between 4 and 30 rows"),

@@ -18,7 +18,7 @@ from fastlr.linalg._lstsq_gradient import DifferentiableSolution
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_operator
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.results import ConvergenceWarning
-from fastlr.linalg.sketching import SketchOperator
+from fastlr.linalg.sketching import OBLIVIOUS_KINDS, SketchOperator
 
 Method = Literal[
     "auto", "sketch_and_solve", "precondition", "iterative", "refined", "direct", "lsqr"
@@ -450,6 +450,10 @@ def _sketch_arguments(
     sketch: str | SketchOperator, matrix: Matrix, seed: int, caller: str
 ) -> tuple[str, int | None, int, int]:
     if isinstance(sketch, str):
+        if sketch not in OBLIVIOUS_KINDS:
+            raise ValueError(
+                f"{caller}: sketch must be one of {', '.join(OBLIVIOUS_KINDS)}, got {sketch!r}"
+            )
         return sketch, None, 8, seed
     if not isinstance(sketch, SketchOperator):
         raise TypeError(

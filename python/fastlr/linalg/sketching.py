@@ -25,7 +25,9 @@ from fastlr.linalg._sources import is_scipy_sparse, open_block
 from fastlr.linalg.leverage import leverage_scores
 from fastlr.linalg.random import random_matrix
 
-_KINDS = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform", "leverage")
+# Kinds that do not depend on the data, and all.
+OBLIVIOUS_KINDS = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform")
+_KINDS = (*OBLIVIOUS_KINDS, "leverage")
 # The column of the random matrix of a seed that decides which rows are drawn: no sketch that shares
 # the seed has as many rows.
 _DRAWS = 1 << 31
