@@ -89,9 +89,8 @@ class Gram:
             _add_products(matrix, high_precision(part) if exact else part)
             total += part.sum(0, dtype=torch.float64)
             magnitude += part.abs().sum(0, dtype=torch.float64)
-        upper = matrix.triu()
-        symmetric = upper + upper.T - torch.diag(matrix.diagonal())
-        return cls(symmetric, len(rows), total, magnitude)
+        _mirror(matrix)
+        return cls(matrix, len(rows), total, magnitude)
 
     def copy(self) -> Gram:
         """One that can be added to without changing this one."""
@@ -146,6 +145,16 @@ def _add_products(matrix: Tensor, rows: Tensor) -> None:
     for start in range(0, width, _BLOCK):
         stop = min(start + _BLOCK, width)
         matrix[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+
+
+def _mirror(matrix: Tensor) -> None:
+    """Copy what is above the diagonal below it, block by block."""
+    width = matrix.shape[0]
+    for start in range(0, width, _BLOCK):
+        stop = min(start + _BLOCK, width)
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+        block = matrix[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
