@@ -35,20 +35,13 @@ def finished(tiny_model, tmp_path_factory):
 def test_every_variant_is_measured(finished):
     _, result = finished
     entries = {variant["name"]: variant for variant in result["variants"]}
-    assert list(entries) == [
-        "svd, interpolative",
-        "svd_llm, factored",
-        "svd_llm, interpolative",
-        "two_sided, interpolative",
-        "sparse",
-    ]
+    assert list(entries) == ["svd_llm, factored", "sparse"]
     assert all(0.3 <= entry["removed_from_linears"] < 0.4 for entry in entries.values())
     errors = {
         name: sum(layer["error"] for layer in entry["layers"]) for name, entry in entries.items()
     }
-    # At equal parameters: knowing the inputs wins, and so does the higher rank.
-    assert errors["svd_llm, interpolative"] < errors["svd, interpolative"]
-    assert errors["svd_llm, interpolative"] < errors["svd_llm, factored"]
+    # At equal parameters single entries win.
+    assert errors["sparse"] < errors["svd_llm, factored"]
 
 
 def test_the_shares_are_those_of_the_budget(finished):
@@ -78,12 +71,11 @@ def test_the_default_is_kept_and_its_predictions_were_checked(finished):
     assert all(lowest <= entry["measured"] < math.inf for entry in result["predictions"])
 
 
-def test_the_default_comes_last_and_once():
+def test_the_default_comes_last():
     """Masks would take up too much of little: then another method is the default."""
     few, much = (variants(ratio, torch.float32) for ratio in (0.9, 0.2))
-    assert few[-1] == ("two_sided", "interpolative")
-    assert much == [*few, ("sparse", "sparse")]
-    assert len(set(few)) == len(few)
+    assert few == [("svd_llm", "factored"), ("two_sided", "interpolative")]
+    assert much == [("svd_llm", "factored"), ("sparse", "sparse")]
 
 
 def test_what_was_saved_comes_back(finished):

@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_COMPARED = [
-    ("svd", "interpolative"),
-    ("svd_llm", "factored"),
-    ("svd_llm", "interpolative"),
-    ("two_sided", "interpolative"),
-]
+# As it was published; others would take longer than all the rest.
+_COMPARED = ("svd_llm", "factored")
 _PROMPT = "In Python, a for loop is used to"
 _NEW_TOKENS = 40
 
@@ -111,8 +107,7 @@ def variants(ratio: float, dtype: torch.dtype) -> list[tuple[str, str]]:
     from fastlr.nn.compress.methods import default_method, method_named
 
     method = default_method(ratio, dtype)
-    default = (method, method_named(method).forms[0])
-    return [*(variant for variant in _COMPARED if variant != default), default]
+    return [_COMPARED, (method, method_named(method).forms[0])]
 
 
 def spread_windows(tokens: Tensor, seq_len: int, count: int) -> Tensor:

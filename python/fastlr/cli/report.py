@@ -11,14 +11,17 @@ from typing import Any
 from fastlr.cli.charts import Dot, Line, Marker, Panel, dot_chart, legend, line_panel, significant
 from fastlr.cli.console import megabytes, percent
 
-_STYLES = {"svd": "orange", "svd_llm": "blue", "two_sided": "teal", "sparse": "purple"}
+_STYLES = {"svd_llm": "blue", "two_sided": "teal", "sparse": "purple"}
 _IN_WORDS = {
-    "svd": "truncates the singular values of the weight alone, whatever its inputs are.",
-    "svd_llm": "keeps the directions that carry the layer's output on the calibration text.",
-    "two_sided": "weighs the outputs, too, by their effect on the model's loss, and gives the most "
-    "numbers to the layers where the loss needs them.",
-    "sparse": "does the same with single entries of the weight instead of directions: one bit says "
-    "which are kept, and those are fitted anew to make up for the others.",
+    "svd_llm": "keeps the directions that carry the layer's output on the calibration text, as two "
+    "factors.",
+    "two_sided": "weighs the outputs, too, by their effect on the model's loss, gives the most "
+    "numbers to the layers where the loss needs them, and stores a matrix in fewer numbers than "
+    "two factors of its rank.",
+    "sparse": "weighs the outputs, too, by their effect on the model's loss, gives the most "
+    "numbers to the layers where the loss needs them, and keeps single entries of the weight "
+    "instead of directions: one bit says which, and those are fitted anew to make up for the "
+    "others.",
 }
 
 
@@ -96,8 +99,7 @@ def _perplexity(result: Mapping[str, Any]) -> str:
     return (
         "<h2>Perplexity before and after</h2>"
         "<p>All compressed models have about the same number of parameters. "
-        f"{words} The <b>interpolative</b> form stores the same kind of matrix in fewer numbers "
-        "than two plain factors, so its rank is higher.</p>"
+        f"{words}</p>"
         f'<div class="wide">{chart}</div>'
         f'<p class="note">{settings["windows"]} windows of {settings["seq_len"]} tokens of '
         "Python's own documentation; logarithmic axis; lower is better.</p>"
@@ -132,20 +134,16 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _layers(result: Mapping[str, Any]) -> str:
-    shown = {
-        variant["method"]: variant["layers"]
-        for variant in result["variants"]
-        if variant["method"] != "svd" and variant["form"] != "factored"
-    }
+    shown = {variant["method"]: variant["layers"] for variant in result["variants"]}
     key = legend([(method, _STYLES[method]) for method in shown])
     return (
         "<h2>Error of each layer</h2>"
         "<p>Relative error of the layer's output on the calibration text, by block. svd_llm makes "
-        "it as small as its rank allows; the others look at what it does to the model's loss.</p>"
+        "it as small as its rank allows; the other looks at what it does to the model's loss.</p>"
         + key
         + _panels(shown, "error")
         + "<h2>Share of its numbers that each layer keeps</h2>"
-        "<p>svd_llm spends the budget uniformly, the others where a number saves the most loss."
+        "<p>svd_llm spends the budget uniformly, the other where a number saves the most loss."
         "</p>" + key + _panels(shown, "share")
     )
 
@@ -187,11 +185,9 @@ def _spectra(result: Mapping[str, Any]) -> str:
             )
             for method, values in spectrum["values"].items()
         ]
-        # svd and svd_llm keep the same ranks.
         markers = [
             Marker(float(kept["rank"]), f"{kept['form']} {kept['rank']}", _STYLES[kept["method"]])
             for kept in spectrum["ranks"]
-            if kept["method"] != "svd"
         ]
         panels.append(
             line_panel(
@@ -210,10 +206,10 @@ def _spectra(result: Mapping[str, Any]) -> str:
         )
     return (
         "<h2>Spectra of three layers</h2>"
-        "<p>Singular values relative to the largest: of the weight W (svd), of the weight seen "
-        "through its inputs, W G<sup>½</sup> (svd_llm), and through the loss as well, "
-        "H<sup>½</sup> W G<sup>½</sup> (two_sided). The faster they fall, the less a truncation "
-        "costs. The dashed lines are the ranks kept; svd keeps those of svd_llm.</p>"
+        "<p>Singular values relative to the largest, of the weight as a method sees it: svd_llm "
+        "through its inputs, W G<sup>½</sup>, and two_sided through the loss as well, "
+        "H<sup>½</sup> W G<sup>½</sup>. The faster they fall, the less a truncation costs. The "
+        "dashed lines are the ranks kept.</p>"
         + legend([(method, _STYLES[method]) for method in result["spectra"][0]["values"]])
         + f'<div class="panels three">{"".join(panels)}</div>'
     )
