@@ -118,6 +118,15 @@ SAMPLES = {
         [(matrix(30, 20), 3, 0), (matrix(6, 8, torch.float32), 6, 0), (matrix(8, 6), 6, 0)],
         False,
     ),
+    "pivoted_qr": (
+        [
+            (matrix(30, 20), None, 0.0, None, 0),
+            (matrix(20, 30, torch.complex64), 6, 0.0, 2.0, 0),
+            (matrix(100, 20, torch.float32), None, 0.0, None, 0),
+            (matrix(30, 20), None, 0.3, None, 0),
+        ],
+        False,
+    ),
     "joint_factors": (
         [
             ([matrix(12, 9), matrix(12, 4)], 5, 1, 0, "test"),

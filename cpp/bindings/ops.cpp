@@ -11,6 +11,7 @@
 #include <fastlr/interpolative.hpp>
 #include <fastlr/joint_svd.hpp>
 #include <fastlr/orthonormalize.hpp>
+#include <fastlr/pivoted_qr.hpp>
 #include <fastlr/random.hpp>
 #include <fastlr/sketch.hpp>
 #include <fastlr/sketch_operator.hpp>
@@ -108,6 +109,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A
           at::tensor({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)}, at::kDouble)};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::Tensor& A, std::optional<int64_t> rank,
+                                                                      double tol, std::optional<double> strong,
+                                                                      int64_t seed) {
+  const WithConjugateViews guard;
+  auto r = fastlr::pivoted_qr(A, {rank, tol, strong, seed});
+  return {r.Q, r.R, r.pivots,
+          at::tensor({r.error, static_cast<double>(r.exchanges), static_cast<double>(r.converged),
+                      static_cast<double>(static_cast<int64_t>(r.method))},
+                     at::kDouble)};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,
                                                                          int64_t power_iters, int64_t seed,
                                                                          c10::string_view caller) {
@@ -179,6 +191,7 @@ void register_kernels(torch::Library& library) {
   library.impl("sketch_adjoint", TORCH_FN(sketch_adjoint));
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
   library.impl("interpolative", TORCH_FN(interpolative));
+  library.impl("pivoted_qr", TORCH_FN(pivoted_qr));
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
   library.impl("svd_backward", TORCH_FN(svd_backward));
@@ -215,6 +228,8 @@ TORCH_LIBRARY(fastlr, library) {
   def("svd_backward(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor? gU, Tensor? gS, Tensor? gVh, bool center) -> "
       "Tensor");
   def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
+  def("pivoted_qr(Tensor A, int? rank, float tol, float? strong, int seed) -> "
+      "(Tensor Q, Tensor R, Tensor pivots, Tensor info)");
   def("joint_factors(Tensor[] matrices, int width, int power_iters, int seed, str caller) -> "
       "(Tensor U, Tensor S, Tensor rest, Tensor norm)");
   def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");

@@ -9,7 +9,7 @@ from fastlr._loader import load_core
 
 load_core()
 
-_INFO = {"svd": 9, "interpolative": 3}
+_INFO = {"svd": 9, "interpolative": 3, "pivoted_qr": 4}
 
 
 @torch.library.register_fake("fastlr::random_matrix")
@@ -108,6 +108,19 @@ def _(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         A.new_empty((rank, A.shape[1])),
         torch.empty((_INFO["interpolative"],), dtype=torch.float64, device="cpu"),
     )
+
+
+@torch.library.register_fake("fastlr::pivoted_qr")
+def _(
+    A: Tensor, rank: int | None, tol: float, strong: float | None, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, n = A.shape
+    most = min(m, n) if rank is None else rank
+    k = torch.library.get_ctx().new_dynamic_size() if tol > 0 else most
+    info = torch.empty((_INFO["pivoted_qr"],), dtype=torch.float64, device="cpu")
+    pivots = A.new_empty((n,), dtype=torch.int64)
+    Q = A.new_empty((m, k)) if 0 < 4 * n <= m else A.new_empty((k, m)).mT
+    return Q, A.new_empty((n, k)).mT, pivots, info
 
 
 @torch.library.register_fake("fastlr::joint_factors")
@@ -396,6 +409,7 @@ def _not_differentiable(name: str, what: str) -> None:
 
 _not_differentiable("orthonormalize", "fastlr.linalg.orthonormalize")
 _not_differentiable("interpolative", "fastlr.linalg.interpolative")
+_not_differentiable("pivoted_qr", "fastlr.linalg.pivoted_qr")
 _not_differentiable("svd_backward", "the gradient of fastlr.linalg.randomized_svd")
 _not_differentiable("joint_factors", "fastlr.linalg.joint_svd_bounds or cluster_matrices")
 _not_differentiable("joint_bounds", "fastlr.linalg.joint_svd_bounds")

@@ -26,6 +26,7 @@ from fastlr.linalg.norms import (
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.pca import PCA, PCAInfo, pca
+from fastlr.linalg.pivoting import PivotedQRInfo, PivotedQRResult, pivoted_qr
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.regression import LstsqInfo, LstsqResult, lstsq
 from fastlr.linalg.results import (
@@ -75,6 +76,8 @@ __all__ = [
     "MatrixClusters",
     "NormEstimate",
     "PCAInfo",
+    "PivotedQRInfo",
+    "PivotedQRResult",
     "RankEstimate",
     "RankInfo",
     "SVDInfo",
@@ -104,6 +107,7 @@ __all__ = [
     "nystrom",
     "orthonormalize",
     "pca",
+    "pivoted_qr",
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
