@@ -127,31 +127,23 @@ struct Exchanges {
 class TrailingSketch {
  public:
   TrailingSketch(const at::Tensor& X, int64_t seed)
-      : omega_(gaussian(X.size(0), kBlock + kOversample, seed, 0, X.options())), S_(at::mm(omega_.mH(), X)) {
-    fresh_ = frobenius_norm(S_);
-  }
+      : omega_(gaussian(X.size(0), kBlock + kOversample, seed, 0, X.options())), S_(at::mm(omega_.mH(), X)) {}
 
   std::vector<int64_t> pivots(int64_t count) const { return choose_pivots(S_, count); }
 
-  // The columns have been exchanged, and then turned: `top` is now the first rows of those that stay, `rest` the
-  // others.
-  void advance(const Exchanges& exchanges, const Reflections& H, const at::Tensor& top, const at::Tensor& rest) {
+  // The columns have been exchanged, and then turned: `top` is now the first rows of those that stay. The difference is
+  // as accurate, relative to the lengths that the columns had, as what is left of the columns themselves.
+  void advance(const Exchanges& exchanges, const Reflections& H, const at::Tensor& top) {
     exchanges.apply_(S_.t());
     H.apply_adjoint_(omega_);
     const int64_t height = top.size(0), width = top.size(1);
     const auto above = omega_.narrow(0, 0, height);
     omega_ = omega_.narrow(0, height, omega_.size(0) - height);
     S_ = at::addmm(S_.narrow(1, S_.size(1) - width, width), above.mH(), top, 1, -1);
-    // A difference of numbers so much larger has lost half of its digits.
-    if (frobenius_norm(S_) < std::sqrt(unit_roundoff(S_)) * fresh_) {
-      S_ = at::mm(omega_.mH(), rest);
-      fresh_ = frobenius_norm(S_);
-    }
   }
 
  private:
   at::Tensor omega_, S_;
-  double fresh_;
 };
 
 // ---- the factorization ----
@@ -200,7 +192,7 @@ Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t
     auto others = below.narrow(1, count, n - done - count);
     H.apply_adjoint_(others);
     result.columns += count;
-    if (sketch && result.columns < most) sketch->advance(exchanges, H, others.narrow(0, 0, count), result.rest());
+    if (sketch && result.columns < most) sketch->advance(exchanges, H, others.narrow(0, 0, count));
     result.blocks.push_back(std::move(H));
   }
   return result;

@@ -125,6 +125,18 @@ def test_strong_bounds(name, f):
         assert np.linalg.norm(residual(A, qr), 2) <= factor * values[k] + slack
 
 
+@pytest.mark.parametrize("name", ["gaussian", "wide", "a little taller"])
+def test_no_exchange_is_left(name):
+    A, k, f = hard_cases()[name], 40, 1.01
+    qr = la.pivoted_qr(A, k, strong=f, seed=0)
+    triangle, others = exact(qr.R)[:, :k], exact(qr.R)[:, k:]
+    inverse = np.linalg.inv(triangle)
+    rest = np.linalg.norm(residual(A, qr)[:, k:], axis=0)
+    ratio = (inverse @ others) ** 2 + np.outer(np.sum(inverse**2, 1), rest**2)
+    # Squares of numbers near one, known to u times the condition number, which is below 1e4.
+    assert ratio.max() <= f**2 * (1 + 1e-11)
+
+
 def test_an_exchange_enlarges_the_volume():
     A = gaussian(150, 150)
     plain, strong = la.pivoted_qr(A, 40, seed=0), la.pivoted_qr(A, 40, strong=1.01, seed=0)
