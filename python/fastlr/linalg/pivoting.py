@@ -142,12 +142,12 @@ def pivoted_qr(
     Notes
     -----
     Blocks of 64 columns are those that QR with pivoting takes first from a Gaussian sketch of 72
-    rows of what is left of A; the sketch is carried along with the reflections [1]_ [2]_. Everything else is products: 4·m·n·k − 2·(m + n)·k² +
-    4·k³/3 flops for R, as many as without pivots, about a tenth more for the sketches, and
-    4·m·k² − 4·k³/3 for Q. A matrix with m ≥ 4·n is factored whole by one sparse sign sketch of 3·n
-    rows, whose R_s leaves A·R_s⁻¹ well conditioned, and Cholesky QR [3]_: some 8·m·n² flops at the
-    speed of products, if it has full rank. `strong` adds a factorization in the new order for each
-    exchange [4]_. Not differentiable.
+    rows of what is left of A; the sketch is carried along with the reflections [1]_ [2]_.
+    Everything else is products: 4·m·n·k − 2·(m + n)·k² + 4·k³/3 flops for R, as many as without
+    pivots, about a tenth more for the sketches, and 4·m·k² − 4·k³/3 for Q. A matrix with m ≥ 4·n is
+    factored whole by one sparse sign sketch of 3·n rows, whose R_s leaves A·R_s⁻¹ well conditioned,
+    and Cholesky QR [3]_: some 9·m·n² flops at the speed of products, if it has full rank. `strong`
+    adds a factorization in the new order for each exchange [4]_. Not differentiable.
 
     References
     ----------
