@@ -237,11 +237,9 @@ at::Tensor phases_of(const at::Tensor& R) {
   const auto diagonal = R.diagonal();
   return at::where(diagonal == 0, at::ones_like(diagonal), diagonal.sgn());
 }
-at::Tensor without_phases(const at::Tensor& R, const at::Tensor& phases) {
-  auto result = at::empty({R.size(1), R.size(0)}, R.options()).t();
-  at::mul_out(result, R, phases.conj().unsqueeze(1));
-  if (R.is_complex()) at::imag(result.diagonal()).zero_();
-  return result;
+void divide_by_(at::Tensor R, const at::Tensor& phases) {
+  R.mul_(phases.conj().unsqueeze(1));
+  if (R.is_complex()) at::imag(R.diagonal()).zero_();
 }
 
 struct Factors {
@@ -273,12 +271,9 @@ std::optional<Factors> by_preconditioning(const at::Tensor& A, int64_t seed) {
   const auto of = [&](const at::Tensor& small) { return small.to(A.scalar_type()); };
   const auto R = at::mm(of(at::mm(second.R, first.R.to(second.R.scalar_type()))), R_s).triu();
   const auto phases = phases_of(R);
-  return Factors{tall_product(near, of(second.T * phases)),
-                 without_phases(R, phases),
-                 std::move(sketched.order),
-                 0.0,
-                 0,
-                 PivotedQrMethod::preconditioned};
+  divide_by_(R, phases);
+  return Factors{
+      tall_product(near, of(second.T * phases)), R, std::move(sketched.order), 0.0, 0, PivotedQrMethod::preconditioned};
 }
 
 // The least number of rows of R that leaves at most `target`, and what it leaves, where all of them leave `rest`.
@@ -303,8 +298,8 @@ Factors by_blocks(const at::Tensor& A, const PivotedQrOptions& options, int64_t 
     exchanges = make_strong(A, qr, *options.strong);
   }
   const auto phases = phases_of(qr.R());
-  return {qr.Q(phases), without_phases(qr.R(), phases), std::move(qr.order), frobenius_norm(qr.rest()),
-          exchanges,    PivotedQrMethod::blocked};
+  divide_by_(qr.R(), phases);
+  return {qr.Q(phases), qr.R(), std::move(qr.order), frobenius_norm(qr.rest()), exchanges, PivotedQrMethod::blocked};
 }
 
 }  // namespace
