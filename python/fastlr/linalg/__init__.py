@@ -52,6 +52,12 @@ from fastlr.linalg.top_eigenvector import (
     top_eigenvector_stream,
 )
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
+from fastlr.linalg.volume_sampling import (
+    RescaledSample,
+    projection_dpp,
+    volume_rescaled_sample,
+    volume_sample,
+)
 from fastlr.linalg.weighted import weighted_low_rank
 
 __all__ = [
@@ -80,6 +86,7 @@ __all__ = [
     "PivotedQRResult",
     "RankEstimate",
     "RankInfo",
+    "RescaledSample",
     "SVDInfo",
     "SVDResult",
     "SketchOperator",
@@ -108,6 +115,7 @@ __all__ = [
     "orthonormalize",
     "pca",
     "pivoted_qr",
+    "projection_dpp",
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
@@ -116,5 +124,7 @@ __all__ = [
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",
+    "volume_rescaled_sample",
+    "volume_sample",
     "weighted_low_rank",
 ]
