@@ -3,6 +3,7 @@
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
+from fastlr.linalg.cross import CrossInfo, CrossResult, cross
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
@@ -65,6 +66,8 @@ __all__ = [
     "BilinearInfo",
     "BilinearResult",
     "ConvergenceWarning",
+    "CrossInfo",
+    "CrossResult",
     "EighInfo",
     "EighResult",
     "EqualityInfo",
@@ -103,6 +106,7 @@ __all__ = [
     "WeightedLowRankInfo",
     "bilinear_lstsq",
     "cluster_matrices",
+    "cross",
     "estimate_norm",
     "estimate_rank",
     "hutchpp",
