@@ -8,35 +8,48 @@
 
 namespace fastlr::kernels {
 
+namespace {
+
+template <int64_t W>
+inline __attribute__((always_inline)) void factorize_part(double* A, int64_t size, double* scale, double* M,
+                                                          double* valid) {
+  const Part<W> zero = {}, one = zero + 1;
+  for (int64_t j = 0; j < size; ++j) {
+    const Part<W> square = part<W>(A, j * size + j);
+    square_root<W>(square > 0 ? square : one, part<W>(scale, j));
+  }
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t j = 0; j <= i; ++j) {
+      part<W>(A, i * size + j) /= part<W>(scale, i) * part<W>(scale, j);
+      part<W>(M, i * size + j) = i == j ? one : zero;
+    }
+  part<W>(valid, 0) = one;
+  for (int64_t k = 0; k < size; ++k) {
+    const Part<W> pivot = part<W>(A, k * size + k);
+    part<W>(valid, 0) = pivot > 0 ? part<W>(valid, 0) : zero;
+    Part<W> root;
+    square_root<W>(pivot > 0 ? pivot : one, root);
+    const Part<W> reciprocal = 1 / root;
+    part<W>(A, k * size + k) = root;
+    for (int64_t j = 0; j <= k; ++j) part<W>(M, k * size + j) *= reciprocal;
+    for (int64_t i = k + 1; i < size; ++i) {
+      const Part<W> factor = part<W>(A, i * size + k) *= reciprocal;
+      for (int64_t j = k + 1; j <= i; ++j) part<W>(A, i * size + j) -= factor * part<W>(A, j * size + k);
+      for (int64_t j = 0; j <= k; ++j) part<W>(M, i * size + j) -= factor * part<W>(M, k * size + j);
+    }
+  }
+}
+
+}  // namespace
+
 // Scales A to a unit diagonal and puts the lower triangular L, L Lᵀ the result, in its place, and the inverse of L
 // into M. `valid` is zero in lanes in which a pivot is not positive.
 FASTLR_MULTIVERSION void factorize(Lanes* A, int64_t size, Lanes* scale, Lanes* M, Lanes* valid);
 void factorize(Lanes* A, int64_t size, Lanes* scale, Lanes* M, Lanes* valid) {
-  const Lanes zero = {}, one = zero + 1;
-  for (int64_t j = 0; j < size; ++j) {
-    const Lanes square = A[j * size + j];
-    square_root(square > 0 ? square : one, scale[j]);
-  }
-  for (int64_t i = 0; i < size; ++i)
-    for (int64_t j = 0; j <= i; ++j) {
-      A[i * size + j] /= scale[i] * scale[j];
-      M[i * size + j] = i == j ? one : zero;
-    }
-  *valid = one;
-  for (int64_t k = 0; k < size; ++k) {
-    const Lanes pivot = A[k * size + k];
-    *valid = pivot > 0 ? *valid : zero;
-    Lanes root;
-    square_root(pivot > 0 ? pivot : one, root);
-    const Lanes reciprocal = 1 / root;
-    A[k * size + k] = root;
-    for (int64_t j = 0; j <= k; ++j) M[k * size + j] *= reciprocal;
-    for (int64_t i = k + 1; i < size; ++i) {
-      const Lanes factor = A[i * size + k] *= reciprocal;
-      for (int64_t j = k + 1; j <= i; ++j) A[i * size + j] -= factor * A[j * size + k];
-      for (int64_t j = 0; j <= k; ++j) M[i * size + j] -= factor * M[k * size + j];
-    }
-  }
+  for_parts([&]<int64_t W>(int64_t first) __attribute__((always_inline)) {
+    const auto at = [&](Lanes* lanes) { return reinterpret_cast<double*>(lanes) + first; };
+    factorize_part<W>(at(A), size, at(scale), at(M), at(valid));
+  });
 }
 
 namespace {

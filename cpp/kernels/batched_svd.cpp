@@ -16,17 +16,6 @@ namespace {
 // Convergence is quadratic: some six to ten sweeps.
 constexpr int64_t kMostSweeps = 40;
 
-// W of the lanes of a matrix's entries, which lie side by side.
-template <int64_t W>
-inline __attribute__((always_inline)) Part<W>& part(double* entries, int64_t i) {
-  return *reinterpret_cast<Part<W>*>(entries + i * kLanes);
-}
-
-template <int64_t W>
-inline __attribute__((always_inline)) void square_root(const Part<W>& x, Part<W>& root) {
-  for (int64_t lane = 0; lane < W; ++lane) root[lane] = std::sqrt(x[lane]);
-}
-
 template <int64_t W>
 inline __attribute__((always_inline)) void dot(double* x, double* y, int64_t size, Part<W>& product) {
   Part<W> even = {}, odd = {};

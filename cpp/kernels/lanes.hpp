@@ -15,8 +15,15 @@ namespace fastlr::kernels {
 using Lanes = Vector;
 constexpr int64_t kLanes = kVectorSize;
 
-inline __attribute__((always_inline)) void square_root(const Lanes& x, Lanes& root) {
-  for (int64_t lane = 0; lane < kLanes; ++lane) root[lane] = std::sqrt(x[lane]);
+// W of the lanes of entry i, where they lie side by side.
+template <int64_t W>
+inline __attribute__((always_inline)) Part<W>& part(double* entries, int64_t i) {
+  return *reinterpret_cast<Part<W>*>(entries + i * kLanes);
+}
+
+template <int64_t W>
+inline __attribute__((always_inline)) void square_root(const Part<W>& x, Part<W>& root) {
+  for (int64_t lane = 0; lane < W; ++lane) root[lane] = std::sqrt(x[lane]);
 }
 
 // Entries of size x size row-major matrices, the first of them at `matrices`; lanes from `used` on repeat the last one.

@@ -8,9 +8,6 @@
 
 namespace fastlr::kernels {
 
-constexpr int64_t kVectorSize = 8;
-using Vector = double __attribute__((vector_size(kVectorSize * sizeof(double))));
-
 // W entries of a Vector.
 template <int64_t W>
 struct PartOf {
@@ -18,6 +15,9 @@ struct PartOf {
 };
 template <int64_t W>
 using Part = typename PartOf<W>::type;
+
+constexpr int64_t kVectorSize = 8;
+using Vector = Part<kVectorSize>;
 
 // Calls work.template operator()<W>(first) for the parts of a Vector, from entry `first` on. Compilers split longer
 // vectors than the registers by themselves, but move the halves through memory. Only within FASTLR_MULTIVERSION.
