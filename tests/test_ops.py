@@ -115,7 +115,15 @@ SAMPLES = {
         False,
     ),
     "interpolative": (
-        [(matrix(30, 20), 3, 0), (matrix(6, 8, torch.float32), 6, 0), (matrix(8, 6), 6, 0)],
+        [
+            (matrix(30, 20), 3, None, False, 0),
+            (matrix(30, 20), 3, None, True, 0),
+            (matrix(6, 8, torch.float32), 6, None, False, 0),
+            (matrix(8, 6), 6, None, False, 0),
+            (matrix(30, 20, torch.complex64), 6, None, True, 0),
+            (matrix(30, 20), None, 0.3, False, 0),
+            (torch.stack([matrix(30, 20), matrix(30, 20)]), 3, None, True, 0),
+        ],
         False,
     ),
     "pivoted_qr": (

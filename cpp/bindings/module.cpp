@@ -24,6 +24,7 @@
 
 #include "hermitian.hpp"
 #include "incremental.hpp"
+#include "interpolative.hpp"
 #include "python_operators.hpp"
 #include "streaming.hpp"
 #include "svd.hpp"
@@ -128,6 +129,8 @@ PYBIND11_MODULE(_core, module) {
              Released());
   module.def("adaptive_svd", &fastlr::bindings::svd_to_tolerance, py::arg("A"), py::arg("tol"), py::arg("most_rank"),
              py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());
+  module.def("interpolative", &fastlr::bindings::interpolative, py::arg("A"), py::arg("rank"), py::arg("tol"),
+             py::arg("of_rows"), py::arg("seed"), Released());
   module.def("nystrom", &fastlr::bindings::nystrom, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("seed"), Released());
   module.def("randomized_eigh", &fastlr::bindings::randomized_eigh, py::arg("A"), py::arg("rank"),

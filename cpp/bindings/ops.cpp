@@ -8,7 +8,6 @@
 #include <vector>
 
 #include <fastlr/incremental_svd.hpp>
-#include <fastlr/interpolative.hpp>
 #include <fastlr/joint_svd.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/pivoted_qr.hpp>
@@ -19,6 +18,7 @@
 #include <fastlr/svd_backward.hpp>
 #include <fastlr/weighted_low_rank.hpp>
 
+#include "interpolative.hpp"
 #include "svd.hpp"
 
 namespace {
@@ -103,10 +103,13 @@ at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tens
   return fastlr::svd_backward(A, U, S, Vh, gU, gS, gVh, center);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> interpolative(const at::Tensor& A, int64_t rank, int64_t seed) {
-  auto r = fastlr::interpolative(A, rank, seed);
-  return {r.indices, r.coefficients,
-          at::tensor({static_cast<double>(r.passes), r.error, static_cast<double>(r.probes)}, at::kDouble)};
+fastlr::bindings::Interpolated interpolative(const at::Tensor& A, std::optional<int64_t> rank,
+                                             std::optional<double> tol, bool of_rows, int64_t seed) {
+  const WithConjugateViews guard;
+  if (A.dim() == 2) return fastlr::bindings::interpolative(fastlr::as_operator(A), rank, tol, of_rows, seed);
+  TORCH_CHECK_VALUE(A.dim() > 2, "interpolative: A must have at least 2 dimensions, got shape ", A.sizes());
+  TORCH_CHECK_VALUE(rank && !tol, "interpolative: a batch takes a rank and no tol, got shape ", A.sizes());
+  return fastlr::bindings::interpolative_batch(A, *rank, of_rows, seed);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::Tensor& A, std::optional<int64_t> rank,
@@ -227,7 +230,8 @@ TORCH_LIBRARY(fastlr, library) {
       "(Tensor U, Tensor S, Tensor Vh, Tensor info)");
   def("svd_backward(Tensor A, Tensor U, Tensor S, Tensor Vh, Tensor? gU, Tensor? gS, Tensor? gVh, bool center) -> "
       "Tensor");
-  def("interpolative(Tensor A, int rank, int seed) -> (Tensor indices, Tensor coefficients, Tensor info)");
+  def("interpolative(Tensor A, int? rank, float? tol, bool of_rows, int seed) -> "
+      "(Tensor indices, Tensor coefficients, Tensor info)");
   def("pivoted_qr(Tensor A, int? rank, float tol, float? strong, int seed) -> "
       "(Tensor Q, Tensor R, Tensor pivots, Tensor info)");
   def("joint_factors(Tensor[] matrices, int width, int power_iters, int seed, str caller) -> "

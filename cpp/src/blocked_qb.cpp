@@ -9,6 +9,7 @@
 
 #include "orthonormal_beside.hpp"
 #include "qb.hpp"
+#include "residual_bound.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
@@ -30,45 +31,6 @@ void extend(const LinearOperator& A, QB& qb, int64_t block, int64_t power_iters,
 namespace {
 
 constexpr int64_t kPowerIters = 2;
-
-// Bounds ‖A - Q rowsᴴ‖_F from above. The projected norm costs nothing; where it would cancel, or ‖A‖_F is not known,
-// a probe with Gaussian vectors that nothing before depends on. The failures of all probes add up to kFailure.
-class ResidualBound {
- public:
-  ResidualBound(Operator A, double tol, int64_t seed)
-      : A_(std::move(A)), seed_(seed), u_(unit_roundoff(at::empty({0}, A_->options()))) {
-    norm_ = A_->frobenius_norm();
-    projected_ = norm_ && tol >= 32 * std::sqrt(u_);
-  }
-
-  ErrorEstimate operator()(const QB& qb) {
-    if (projected_) {
-      const double ratio = *norm_ > 0 ? std::min(qb.captured / *norm_, 1.0) : 1.0;
-      // The squares are known to some u of ‖A‖_F^2, as the columns of Q are orthonormal to some sqrt(width) u.
-      const double rounding = 8 * std::sqrt(static_cast<double>(qb.width())) * u_;
-      const double left = *norm_ * std::sqrt((1 - ratio) * (1 + ratio) + rounding);
-      return {left, left, left, 0.0};
-    }
-    ++probes_;
-    // Columns far beyond those of the range finder, in a stream of their own for every probe.
-    const int64_t column0 = (int64_t{1} << 30) + probes_ * kProbes;
-    const auto omega = gaussian(A_->columns(), kProbes, seed_, column0, A_->options());
-    auto error = estimate_error(qb.deflated(A_->gaussian_matmat(kProbes, seed_, column0), omega));
-    error.upper = error.estimate * probe_factor(kFailure / static_cast<double>(probes_ * (probes_ + 1)));
-    error.spectral = std::min(error.upper, error.spectral);
-    return error;
-  }
-
-  // ‖A‖_F, or what is known to lie below it.
-  double norm(const QB& qb) const { return norm_ ? *norm_ : qb.captured; }
-
- private:
-  Operator A_;
-  int64_t seed_, probes_ = 0;
-  double u_;
-  std::optional<double> norm_;
-  bool projected_;
-};
 
 // The smallest number of leading values whose tail, with `beyond` that they do not include, is within `allowed`.
 int64_t smallest_rank(const at::Tensor& values, double beyond, double allowed) {
@@ -111,7 +73,7 @@ RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& option
   QB qb{at::empty({A->rows(), 0}, A->options()), at::empty({shorter, 0}, A->options())};
   ErrorEstimate beyond{};
   int64_t rank = 0;
-  double rounding = 0.0;
+  double rounding = 0.0, allowed = 0.0;
   Triplets factors;
   for (bool spare = false;;) {
     const int64_t block = spare ? options.oversample : std::max(kFirstBlock, qb.width() / 2);
@@ -119,8 +81,10 @@ RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& option
     if (most_width > 2 * shorter / 3 && qb.width() + block > 2 * shorter / 3) return dense();
     extend(*sketch.A, qb, std::min(block, most_width - qb.width()), power_iters, options.seed);
     const bool full = qb.width() == most_width;
-    beyond = bound(qb);
-    const double allowed = options.tol * bound.norm(qb);
+    beyond = bound(qb.captured, qb.width(),
+                   [&](const at::Tensor& Y, const at::Tensor& omega) { return qb.deflated(Y, omega); });
+    // ‖A‖_F, or what is known to lie below it.
+    allowed = options.tol * bound.norm().value_or(qb.captured);
     if (beyond.upper > allowed && !full) continue;
     factors = triplets_of_rows(qb.Q, qb.rows, qb.width());
     rounding = svd_rounding(factors.S, unit_roundoff(qb.Q));
@@ -133,7 +97,7 @@ RandomizedSvd blocked_qb_svd(const Operator& A, const AdaptiveSvdOptions& option
   ErrorEstimate error{
       std::hypot(beyond.estimate, frobenius_norm(tail)), std::hypot(beyond.upper, frobenius_norm(tail)) + rounding,
       std::hypot(beyond.spectral, tail.numel() > 0 ? tail[0].item<double>() : 0.0) + rounding, beyond.failure};
-  const bool converged = error.upper <= options.tol * bound.norm(qb);
+  const bool converged = error.upper <= allowed;
   auto result = unscaled({factors.U.narrow(1, 0, rank), factors.S.narrow(0, 0, rank), factors.Vh.narrow(0, 0, rank)},
                          error, sketch.exponent, SvdMethod::blocked_qb);
   result.power_iters = power_iters;

@@ -77,6 +77,10 @@ bool squares_in_range(const at::Tensor& A, double magnitude) {
   return magnitude >= low && magnitude <= 1 / low;
 }
 
+int exponent_in_range(const at::Tensor& A, double magnitude) {
+  return squares_in_range(A, magnitude) ? 0 : scale_exponent(magnitude);
+}
+
 at::Tensor scaled(const at::Tensor& A, int exponent) {
   if (exponent == 0) return A;
   if (std::abs(exponent) <= 126) return A * std::ldexp(1.0, exponent);  // in the range of float32
@@ -86,7 +90,7 @@ at::Tensor scaled(const at::Tensor& A, int exponent) {
 
 double frobenius_norm(const at::Tensor& A) {
   const double largest = largest_magnitude(A);
-  const int exponent = squares_in_range(A, largest) ? 0 : scale_exponent(largest);
+  const int exponent = exponent_in_range(A, largest);
   const auto unit = scaled(A.to(A.is_complex() ? at::kComplexDouble : at::kDouble), exponent);
   return std::ldexp(at::linalg_vector_norm(unit).item<double>(), -exponent);
 }

@@ -34,6 +34,9 @@ int scale_exponent(double magnitude);
 // for a magnitude that is not finite.
 bool squares_in_range(const at::Tensor& A, double magnitude);
 
+// The e for which the squares of A * 2^e are: 0 where those of A are.
+int exponent_in_range(const at::Tensor& A, double magnitude);
+
 // A * 2^e, exact but for underflow; A itself where e = 0. 2^e may lie outside the type's range.
 at::Tensor scaled(const at::Tensor& A, int exponent);
 

@@ -46,7 +46,7 @@ ErrorEstimate scaled(const ErrorEstimate& error, int exponent) {
 
 ErrorEstimate estimate_error(const at::Tensor& probed) {
   const double magnitude = largest_magnitude(probed);
-  const int exponent = squares_in_range(probed, magnitude) ? 0 : scale_exponent(magnitude);
+  const int exponent = exponent_in_range(probed, magnitude);
   return scaled(estimate_errors(scaled(probed, exponent).unsqueeze(0)).front(), -exponent);
 }
 

@@ -217,7 +217,7 @@ AppendedRows append_rows(const at::Tensor& core, const at::Tensor& lines, const 
   // Squares that may be out of range say nothing.
   if (!squares_in_range(lines, norm)) {
     norm = std::hypot(frobenius_norm(core), frobenius_norm(M.rows()));
-    exponent = squares_in_range(lines, norm) ? 0 : scale_exponent(norm);
+    exponent = exponent_in_range(lines, norm);
   }
   error.rounding = std::hypot(error.rounding, step_rounding(M.height(), norm, M.u()));
   M.error = scaled(error, exponent);

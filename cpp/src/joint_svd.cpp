@@ -17,6 +17,7 @@
 #include <fastlr/randomized_svd.hpp>
 
 #include "checks.hpp"
+#include "for_each.hpp"
 
 namespace fastlr {
 namespace {
@@ -43,20 +44,6 @@ at::Tensor real_like(const at::Tensor& values, const at::Tensor& like) {
   return values.to(like.options().dtype(at::kDouble));
 }
 
-// Shared out among the threads for tensors on the CPU.
-template <typename Run>
-void for_each(int64_t count, bool on_cpu, const Run& run) {
-  const auto range = [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowAutograd guard;
-    for (int64_t i = begin; i < end; ++i) run(i);
-  };
-  if (on_cpu) {
-    at::parallel_for(0, count, 1, range);
-  } else {
-    range(0, count);
-  }
-}
-
 }  // namespace
 
 JointFactors joint_factors(at::ArrayRef<at::Tensor> matrices, int64_t width, int64_t power_iters, int64_t seed,
@@ -73,7 +60,7 @@ JointFactors joint_factors(at::ArrayRef<at::Tensor> matrices, int64_t width, int
     const auto& A = matrices[j];
     check_finite(A, std::string(caller).c_str(), ("matrices[" + std::to_string(j) + "]").c_str());
     const double magnitude = largest_magnitude(A);
-    const int exponent = squares_in_range(A, magnitude) ? 0 : scale_exponent(magnitude);
+    const int exponent = exponent_in_range(A, magnitude);
     // Columns of zeros where A has fewer: the basis is completed.
     auto image = at::zeros({m, w}, wide);
     double rest = 0;

@@ -90,6 +90,12 @@ at::Tensor LinearOperator::triangle(const at::Tensor& B) const {
   return std::get<1>(at::linalg_qr(at::cat({to_dense(), B}, 1), "r"));
 }
 
+at::Tensor LinearOperator::select_columns(const at::Tensor& index) const {
+  auto units = at::zeros({columns_, index.numel()}, options_);
+  units.scatter_(0, index.unsqueeze(0), 1);
+  return matmat(units);
+}
+
 at::Tensor LinearOperator::gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
   count_passes(1);
   return checked(do_gaussian_matmat(k, seed, column0), rows_, k, "matmat");
@@ -250,6 +256,7 @@ class DenseOperator final : public LinearOperator {
     count_passes(1);
     return A_;
   }
+  at::Tensor select_columns(const at::Tensor& index) const override { return after(A_.index_select(-1, index)); }
   std::optional<int64_t> stored_entries() const override { return A_.numel(); }
   // at::mean sums pairwise: its rounding does not grow with the number of rows as a product's does.
   at::Tensor row_mean() const override {

@@ -12,7 +12,9 @@
 #include <fastlr/sketch_operator.hpp>
 
 #include "checks.hpp"
+#include "column_order.hpp"
 #include "pivot_columns.hpp"
+#include "strong_exchange.hpp"
 #include "tall.hpp"
 
 namespace fastlr {
@@ -111,10 +113,8 @@ struct Exchanges {
   // To the transpose, whose rows are one piece of memory each.
   void apply_(at::Tensor rows) const {
     if (targets.empty()) return;
-    const auto index = [&](const std::vector<int64_t>& numbers) {
-      return at::tensor(numbers, at::kLong).to(rows.device());
-    };
-    rows.index_copy_(0, index(targets), rows.index_select(0, index(sources)));
+    rows.index_copy_(0, index_tensor(targets, rows.device()),
+                     rows.index_select(0, index_tensor(sources, rows.device())));
   }
   void apply_(int64_t* numbers) const {
     std::vector<int64_t> moved;
@@ -172,17 +172,18 @@ struct Factorization {
 // Columns lie in memory one after the other.
 at::Tensor by_columns(const at::Tensor& A) { return A.t().clone(at::MemoryFormat::Contiguous).t(); }
 
-// Up to `most` columns, the first `fixed` of them as they are, until what is left is at most `target`.
-Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t fixed, int64_t most, double target,
-                        int64_t seed) {
+// Up to `most` columns, until what is left is at most `target`: by the pivots of the sketches of `seed`, or in the
+// order in which they are.
+Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t most, std::optional<int64_t> seed,
+                        std::optional<double> target = std::nullopt) {
   Factorization result{by_columns(A), std::move(order), {}};
   const int64_t m = A.size(0), n = A.size(1);
   std::optional<TrailingSketch> sketch;
-  while (result.columns < most && !(target >= 0 && frobenius_norm(result.rest()) <= target)) {
+  if (seed) sketch.emplace(A, *seed);
+  while (result.columns < most && !(target && frobenius_norm(result.rest()) <= *target)) {
     check_interrupt();
-    const int64_t done = result.columns, count = std::min(kBlock, (done < fixed ? fixed : most) - done);
+    const int64_t done = result.columns, count = std::min(kBlock, most - done);
     auto trailing = result.F.narrow(1, done, n - done);
-    if (done >= fixed && !sketch) sketch.emplace(result.rest(), seed);
     const Exchanges exchanges(sketch ? sketch->pivots(count) : std::vector<int64_t>{}, n - done);
     exchanges.apply_(trailing.t());
     exchanges.apply_(result.order.data() + done);
@@ -198,38 +199,27 @@ Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t
   return result;
 }
 
-std::vector<int64_t> as_they_are(int64_t n) {
-  std::vector<int64_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  return order;
-}
-
 // The factorization of the first k columns in an order.
 Factorization in_order(const at::Tensor& A, std::vector<int64_t> order, int64_t k) {
-  const auto columns = at::tensor(order, at::kLong).to(A.device());
-  return factorize(A.index_select(1, columns), std::move(order), k, k, -1, 0);
+  const auto columns = index_tensor(order, A.device());
+  return factorize(A.index_select(1, columns), std::move(order), k, std::nullopt);
 }
 
-// Exchanges column i for j while T_ij^2 + (gamma_j / omega_i)^2 > f^2, which multiplies the volume by its root: T =
-// R11^-1 R12, gamma_j the length of what is left of column j, 1 / omega_i that of a row of R11^-1.
 int64_t make_strong(const at::Tensor& A, Factorization& qr, double f) {
-  const int64_t k = qr.columns, n = A.size(1), most = 16 + k;
+  const int64_t k = qr.columns, n = A.size(1);
   if (k == n) return 0;
-  for (int64_t exchanged = 0; exchanged <= most; ++exchanged) {
+  for (int64_t exchanged = 0; exchanged <= most_exchanges(k); ++exchanged) {
     const auto R11 = qr.R().narrow(1, 0, k);
     // Where the columns that are chosen have the whole rank, all volumes are rounding.
     const auto diagonal = R11.diagonal().abs();
     if (!(diagonal.min().item<double>() > noise_of(A) * diagonal.max().item<double>())) return exchanged;
     const auto T = at::linalg_solve_triangular(R11, qr.R().narrow(1, k, n - k), /*upper=*/true);
-    const auto inverse = at::linalg_solve_triangular(R11, at::eye(k, R11.options()), /*upper=*/true);
-    const auto ratio =
-        squared_magnitude(T) + at::outer(squared_magnitude(inverse).sum(1), squared_magnitude(qr.rest()).sum(0));
-    if (!(ratio.max().item<double>() > f * f)) return exchanged;
-    const int64_t at = ratio.argmax().item<int64_t>();
-    std::swap(qr.order[at / (n - k)], qr.order[k + at % (n - k)]);
+    const auto exchange = best_exchange(R11, T, squared_magnitude(qr.rest()).sum(0), f);
+    if (!exchange) return exchanged;
+    std::swap(qr.order[exchange->chosen], qr.order[k + exchange->other]);
     qr = in_order(A, std::move(qr.order), k);
   }
-  TORCH_CHECK_LINALG(false, kCaller, ": the exchanges did not settle in ", most, "; please report the matrix");
+  raise_unsettled(kCaller, k);
 }
 
 // By what the columns of Q are multiplied, and the rows of R divided, so that the diagonal of R is not negative.
@@ -256,13 +246,14 @@ bool is_long(const at::Tensor& A) { return A.size(1) > 0 && A.size(0) >= 4 * A.s
 std::optional<Factors> by_preconditioning(const at::Tensor& A, int64_t seed) {
   const int64_t m = A.size(0), n = A.size(1);
   const SketchOperator S{SketchKind::sparse_sign, 3 * n, m, seed, std::min<int64_t>(8, 3 * n)};
-  auto sketched = factorize(S.apply(A), as_they_are(n), 0, n, -1, seed);
+  auto sketched = factorize(S.apply(A), as_they_are(n), n, seed);
   const auto R_s = sketched.R();
   const auto diagonal = R_s.diagonal().abs();
   const double noise = noise_of(A);
   if (!(diagonal.min().item<double>() > noise * diagonal.max().item<double>())) return std::nullopt;
-  const auto columns = at::tensor(sketched.order, at::kLong).to(A.device());
-  const auto Y = at::linalg_solve_triangular(R_s, A.index_select(1, columns), /*upper=*/true, /*left=*/false);
+  const auto Y =
+      at::linalg_solve_triangular(R_s, A.index_select(1, index_tensor(sketched.order, A.device())), /*upper=*/true,
+                                  /*left=*/false);
   const auto first = cholesky_factors(quick_gram(Y));
   // Far above the condition number that the sketch leaves: a bad one.
   if (!(first.valid.item<bool>() && first.amplification.item<double>() < kMostAmplification)) return std::nullopt;
@@ -289,12 +280,12 @@ std::pair<int64_t, double> cut(const at::Tensor& R, double rest, double target) 
   return {k, rest};
 }
 
-Factors by_blocks(const at::Tensor& A, const PivotedQrOptions& options, int64_t most, double target) {
-  auto qr = factorize(A, as_they_are(A.size(1)), 0, most, target, options.seed);
+Factors by_blocks(const at::Tensor& A, const PivotedQrOptions& options, int64_t most, std::optional<double> target) {
+  auto qr = factorize(A, as_they_are(A.size(1)), most, options.seed, target);
   int64_t exchanges = 0;
   if (options.strong) {
-    if (const int64_t k = cut(qr.R(), frobenius_norm(qr.rest()), target).first; target >= 0 && k < qr.columns)
-      qr = in_order(A, std::move(qr.order), k);
+    const int64_t k = target ? cut(qr.R(), frobenius_norm(qr.rest()), *target).first : qr.columns;
+    if (k < qr.columns) qr = in_order(A, std::move(qr.order), k);
     exchanges = make_strong(A, qr, *options.strong);
   }
   const auto phases = phases_of(qr.R());
@@ -313,26 +304,27 @@ PivotedQr pivoted_qr(const at::Tensor& A, const PivotedQrOptions& options) {
                     ": tol must be non-negative and finite, got ", options.tol);
   TORCH_CHECK_VALUE(!options.strong || (*options.strong >= 1 && std::isfinite(*options.strong)), kCaller,
                     ": strong must be at least 1 and finite, got ", options.strong.value_or(0));
-  check_finite(A, kCaller);
   const double largest = largest_magnitude(A);
-  const int exponent = squares_in_range(A, largest) ? 0 : scale_exponent(largest);
+  if (!std::isfinite(largest)) check_finite(A, kCaller);
+  const int exponent = exponent_in_range(A, largest);
   const auto unit = scaled(A, exponent);
-  const double target = options.tol > 0 ? options.tol * frobenius_norm(unit) : -1.0;
+  std::optional<double> target;
+  if (options.tol > 0) target = options.tol * frobenius_norm(unit);
 
   const int64_t most = options.rank.value_or(shorter);
   std::optional<Factors> qr;
   if (is_long(A) && most == n && !options.strong) qr = by_preconditioning(unit, options.seed);
   if (!qr) qr = by_blocks(unit, options, most, target);
 
-  auto [k, rest] = target >= 0 && !options.strong ? cut(qr->R, qr->rest, target) : std::pair(qr->R.size(0), qr->rest);
+  auto [k, rest] = target && !options.strong ? cut(qr->R, qr->rest, *target) : std::pair(qr->R.size(0), qr->rest);
   // Long factors in rows, others in columns, whichever way they were found.
   const auto Q = qr->Q.narrow(1, 0, k), R = qr->R.narrow(0, 0, k);
   return {is_long(A) ? Q.contiguous() : Q.t().contiguous().t(),
           scaled(R, -exponent).t().contiguous().t(),
-          at::tensor(qr->order, at::kLong).to(A.device()),
+          index_tensor(qr->order, A.device()),
           std::ldexp(rest, -exponent),
           qr->exchanges,
-          target < 0 || rest <= target,
+          !target || rest <= *target,
           qr->method};
 }
 

@@ -64,7 +64,7 @@ void check_algorithms() {
   const double scale = A.norm().item<double>();
   // Rank 4 exactly: only rounding is left, 40 sqrt(min(m, n)) u of the norm.
   CHECK((A - product).norm().item<double>() <= 40 * 7.1 * 0x1p-53 * scale);
-  const auto columns = fastlr::interpolative(A, 4, 0);
+  const auto columns = fastlr::interpolative(fastlr::as_operator(A), {.rank = 4, .tol = {}});
   CHECK((A - at::mm(A.index_select(1, columns.indices), columns.coefficients)).norm().item<double>() <=
         1e3 * 0x1p-53 * scale);
   const auto Q = fastlr::orthonormalize(A);

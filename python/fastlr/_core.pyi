@@ -52,6 +52,9 @@ def adaptive_svd(
     center: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def interpolative(
+    A: Operator, rank: int | None, tol: float | None, of_rows: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def nystrom(
     A: Operator, rank: int, oversample: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor | None, list[float]]: ...

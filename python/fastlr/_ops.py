@@ -9,7 +9,7 @@ from fastlr._loader import load_core
 
 load_core()
 
-_INFO = {"svd": 9, "interpolative": 3, "pivoted_qr": 4}
+_INFO = {"svd": 9, "interpolative": 5, "pivoted_qr": 4}
 
 
 @torch.library.register_fake("fastlr::random_matrix")
@@ -102,11 +102,15 @@ def _(
 
 
 @torch.library.register_fake("fastlr::interpolative")
-def _(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    A: Tensor, rank: int | None, tol: float | None, of_rows: bool, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, m, n = A.shape
+    k: Any = torch.library.get_ctx().new_dynamic_size() if tol is not None else rank
     return (
-        A.new_empty((rank,), dtype=torch.int64),
-        A.new_empty((rank, A.shape[1])),
-        torch.empty((_INFO["interpolative"],), dtype=torch.float64, device="cpu"),
+        A.new_empty((*batch, k), dtype=torch.int64),
+        A.new_empty((*batch, m, k) if of_rows else (*batch, k, n)),
+        torch.empty((*batch, _INFO["interpolative"]), dtype=torch.float64, device="cpu"),
     )
 
 

@@ -103,6 +103,9 @@ class LinearOperator {
   // ‖A - 1 rowᵀ‖_F, where the entries can be seen: free of the cancellation of ‖A‖² - m ‖row‖².
   virtual std::optional<double> distance_from_row(const at::Tensor& row) const;
 
+  // Some columns of A. No pass over a dense A, one elsewhere.
+  virtual at::Tensor select_columns(const at::Tensor& index) const;
+
   // Raises ValueError with the first index at which A is not finite, where its entries can be seen.
   virtual void check_finite(const char* caller) const;
 

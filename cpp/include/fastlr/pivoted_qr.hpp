@@ -9,9 +9,9 @@
 namespace fastlr {
 
 struct PivotedQrOptions {
-  std::optional<int64_t> rank;   // at most so many columns of Q; all of them by default
-  double tol = 0.0;              // as few columns as leave ‖A[:, pivots] - Q R‖_F <= tol ‖A‖_F
-  std::optional<double> strong;  // Gu and Eisenstat's f
+  std::optional<int64_t> rank = std::nullopt;   // at most so many columns of Q; all of them by default
+  double tol = 0.0;                             // as few columns as leave ‖A[:, pivots] - Q R‖_F <= tol ‖A‖_F
+  std::optional<double> strong = std::nullopt;  // Gu and Eisenstat's f
   int64_t seed = 0;
 };
 

@@ -3,7 +3,7 @@
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
-from fastlr.linalg.cross import CrossInfo, CrossResult, cross
+from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh

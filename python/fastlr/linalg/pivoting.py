@@ -1,6 +1,5 @@
 """QR with column pivoting."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -171,8 +170,6 @@ def pivoted_qr(
     """
     adapted = adapt(A, _CALLER, complex_=True)
     allowed = 0.0 if tol is None else as_real(tol, _CALLER, "tol")
-    if not (0 <= allowed < math.inf):
-        raise ValueError(f"{_CALLER}: tol must be non-negative and finite, got {allowed:g}")
     Q, R, pivots, numbers = torch.ops.fastlr.pivoted_qr(
         adapted.tensor,
         None if rank is None else as_integer(rank, _CALLER, "rank"),

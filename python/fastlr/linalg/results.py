@@ -5,14 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-# An estimate from 10 Gaussian probes underestimates ‖E‖_F by more than this factor with probability
-# at most 1 %: sqrt(10 / 2.5582), 2.5582 the 1 % quantile of chi-squared with 10 degrees of freedom.
-# An error of rank one is the worst case (Roosta-Khorasani, Székely, Ascher, "Assessing stochastic
-# algorithms for large scale nonlinear least squares problems using extremal probabilities of linear
-# combinations of gamma random variables", SIAM/ASA J. Uncertainty Quantification 3 (2015)).
-PROBE_FACTOR = 1.9771
-PROBE_FAILURE_PROBABILITY = 0.01
-
 
 class ConvergenceWarning(UserWarning):
     """A tolerance was not met: ``info.converged`` is False, and ``info.error`` says how far it is.
@@ -93,22 +85,26 @@ class SVDInfo(ErrorInfo):
 class InterpolativeInfo(ErrorInfo):
     """`ErrorInfo` of an interpolative decomposition.
 
+    Attributes
+    ----------
+    rank : int
+        The number of rows or columns that were chosen.
+    converged : bool
+        False where the most of them did not meet `tol`.
+
+    Of a batch, `error` and `error_estimate` are arrays of the batch's shape, and `passes` is the
+    largest.
+
     Examples
     --------
     >>> import torch, fastlr.linalg as la
-    >>> la.interpolative(torch.eye(4), 4, axis=0).info.error
-    0.0
+    >>> info = la.interpolative(torch.eye(4), 4, axis=0).info
+    >>> info.rank, info.error, info.converged
+    (4, 0.0, True)
     """
 
-
-def error_fields(passes: float, estimate: float, probes: float) -> dict[str, Any]:
-    """Return the fields of `ErrorInfo` that follow from the core's numbers."""
-    return {
-        "passes": int(passes),
-        "error": estimate * PROBE_FACTOR if probes else estimate,
-        "error_estimate": estimate,
-        "failure_probability": PROBE_FAILURE_PROBABILITY if probes else 0.0,
-    }
+    rank: int
+    converged: bool
 
 
 class _SVDFields(NamedTuple):
@@ -161,9 +157,9 @@ class InterpolativeResult(_InterpolativeFields):
 
     Attributes
     ----------
-    indices : array of int64, shape (rank,)
+    indices : array of int64, shape (…, rank)
         The chosen rows (``axis=0``) or columns (``axis=1``), most important first.
-    coefficients : array, shape (m, rank) or (rank, n)
+    coefficients : array, shape (…, m, rank) or (…, rank, n)
         At most 2 in magnitude, the identity at `indices`:
         ``A ≈ coefficients @ A[indices]`` or ``A ≈ A[:, indices] @ coefficients``.
     info : InterpolativeInfo
