@@ -132,6 +132,7 @@ SAMPLES = {
             (matrix(20, 30, torch.complex64), 6, 0.0, 2.0, 0),
             (matrix(100, 20, torch.float32), None, 0.0, None, 0),
             (matrix(30, 20), None, 0.3, None, 0),
+            (torch.stack([matrix(30, 20), matrix(30, 20)]), 7, 0.0, None, 0),
         ],
         False,
     ),

@@ -9,6 +9,8 @@
 
 #include <fastlr/interpolative.hpp>
 
+#include "batches.hpp"
+
 namespace fastlr::bindings {
 
 // indices, coefficients, info
@@ -30,9 +32,8 @@ inline Interpolated interpolative(const std::shared_ptr<const LinearOperator>& A
 
 // Of a batch, with its leading dimensions.
 inline Interpolated interpolative_batch(const at::Tensor& A, int64_t rank, bool of_rows, int64_t seed) {
-  const auto batch = A.sizes().slice(0, A.dim() - 2);
-  const auto flat = A.reshape({c10::multiply_integers(batch), A.size(-2), A.size(-1)});
-  const auto results = fastlr::interpolative(flat, {rank, {}, seed, of_rows});
+  const auto flat = flattened(A);
+  const auto results = fastlr::interpolative_batch(flat, {rank, {}, seed, of_rows});
   const int64_t count = flat.size(0), m = flat.size(1), n = flat.size(2);
   const auto indices = at::empty({count, rank}, A.options().dtype(at::kLong));
   const auto coefficients = at::empty({count, of_rows ? m : rank, of_rows ? rank : n}, A.options());
@@ -42,12 +43,8 @@ inline Interpolated interpolative_batch(const at::Tensor& A, int64_t rank, bool 
     coefficients[i].copy_(results[i].coefficients);
     info[i].copy_(numbers(results[i]));
   }
-  const auto unflattened = [&](const at::Tensor& stacked) {
-    auto sizes = batch.vec();
-    sizes.insert(sizes.end(), stacked.sizes().begin() + 1, stacked.sizes().end());
-    return stacked.reshape(sizes);
-  };
-  return {unflattened(indices), unflattened(coefficients), unflattened(info)};
+  const auto batch = batch_of(A);
+  return {unflattened(indices, batch), unflattened(coefficients, batch), unflattened(info, batch)};
 }
 
 }  // namespace fastlr::bindings

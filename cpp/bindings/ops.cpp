@@ -18,12 +18,16 @@
 #include <fastlr/svd_backward.hpp>
 #include <fastlr/weighted_low_rank.hpp>
 
+#include "batches.hpp"
 #include "interpolative.hpp"
 #include "svd.hpp"
 
 namespace {
 
+using fastlr::bindings::batch_of;
 using fastlr::bindings::Factors;
+using fastlr::bindings::flattened;
+using fastlr::bindings::unflattened;
 
 at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, int64_t seed, int64_t row0,
                          int64_t column0, at::ScalarType dtype, at::Device device) {
@@ -73,20 +77,16 @@ Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, st
   if (A.dim() == 2)
     return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, type, center, seed);
   TORCH_CHECK_VALUE(A.dim() > 2, "randomized_svd: A must have at least 2 dimensions, got shape ", A.sizes());
-  const auto batch = A.sizes().slice(0, A.dim() - 2);
   const fastlr::SvdOptions options{rank,
                                    oversample,
                                    power_iters,
                                    seed,
                                    fastlr::bindings::parse_method(name),
                                    fastlr::bindings::parse_precision(type)};
-  const auto r = fastlr::randomized_svd(A.reshape({-1, A.size(-2), A.size(-1)}), options, center);
-  const auto shaped = [&](const at::Tensor& factor) {
-    std::vector<int64_t> shape(batch.begin(), batch.end());
-    shape.insert(shape.end(), factor.sizes().begin() + 1, factor.sizes().end());
-    return factor.view(shape);
-  };
-  return {shaped(r.U), shaped(r.S), shaped(r.Vh), shaped(fastlr::bindings::numbers(r.outcomes))};
+  const auto r = fastlr::randomized_svd(flattened(A), options, center);
+  const auto batch = batch_of(A);
+  return {unflattened(r.U, batch), unflattened(r.S, batch), unflattened(r.Vh, batch),
+          unflattened(fastlr::bindings::numbers(r.outcomes), batch)};
 }
 
 Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
@@ -112,15 +112,36 @@ fastlr::bindings::Interpolated interpolative(const at::Tensor& A, std::optional<
   return fastlr::bindings::interpolative_batch(A, *rank, of_rows, seed);
 }
 
+at::Tensor numbers(const fastlr::PivotedQr& r) {
+  return at::tensor({r.error, static_cast<double>(r.exchanges), static_cast<double>(r.converged),
+                     static_cast<double>(static_cast<int64_t>(r.method))},
+                    at::kDouble);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::Tensor& A, std::optional<int64_t> rank,
                                                                       double tol, std::optional<double> strong,
                                                                       int64_t seed) {
   const WithConjugateViews guard;
-  auto r = fastlr::pivoted_qr(A, {rank, tol, strong, seed});
-  return {r.Q, r.R, r.pivots,
-          at::tensor({r.error, static_cast<double>(r.exchanges), static_cast<double>(r.converged),
-                      static_cast<double>(static_cast<int64_t>(r.method))},
-                     at::kDouble)};
+  const fastlr::PivotedQrOptions options{rank, tol, strong, seed};
+  if (A.dim() == 2) {
+    const auto r = fastlr::pivoted_qr(A, options);
+    return {r.Q, r.R, r.pivots, numbers(r)};
+  }
+  TORCH_CHECK_VALUE(A.dim() > 2, "pivoted_qr: A must have at least 2 dimensions, got shape ", A.sizes());
+  TORCH_CHECK_VALUE(tol == 0, "pivoted_qr: a batch takes no tol, got shape ", A.sizes());
+  const auto flat = flattened(A);
+  const int64_t count = flat.size(0), m = flat.size(1), n = flat.size(2), k = rank.value_or(std::min(m, n));
+  const auto Q = at::empty({count, m, k}, A.options()), R = at::empty({count, k, n}, A.options());
+  const auto pivots = at::empty({count, n}, A.options().dtype(at::kLong)), info = at::empty({count, 4}, at::kDouble);
+  const auto results = fastlr::pivoted_qr_batch(flat, options);
+  for (int64_t i = 0; i < count; ++i) {
+    Q[i].copy_(results[i].Q);
+    R[i].copy_(results[i].R);
+    pivots[i].copy_(results[i].pivots);
+    info[i].copy_(numbers(results[i]));
+  }
+  const auto batch = batch_of(A);
+  return {unflattened(Q, batch), unflattened(R, batch), unflattened(pivots, batch), unflattened(info, batch)};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,

@@ -337,7 +337,7 @@ Interpolative interpolative(const Operator& A, const InterpolativeOptions& optio
   return result;
 }
 
-std::vector<Interpolative> interpolative(const at::Tensor& A, const InterpolativeOptions& options) {
+std::vector<Interpolative> interpolative_batch(const at::Tensor& A, const InterpolativeOptions& options) {
   std::vector<Interpolative> results(A.size(0));
   for_each(A.size(0), A.is_cpu(), [&](int64_t i) { results[i] = interpolative(as_operator(A[i]), options); });
   return results;

@@ -13,6 +13,7 @@
 
 #include "checks.hpp"
 #include "column_order.hpp"
+#include "for_each.hpp"
 #include "pivot_columns.hpp"
 #include "strong_exchange.hpp"
 #include "tall.hpp"
@@ -326,6 +327,12 @@ PivotedQr pivoted_qr(const at::Tensor& A, const PivotedQrOptions& options) {
           qr->exchanges,
           !target || rest <= *target,
           qr->method};
+}
+
+std::vector<PivotedQr> pivoted_qr_batch(const at::Tensor& A, const PivotedQrOptions& options) {
+  std::vector<PivotedQr> results(A.size(0));
+  for_each(A.size(0), A.is_cpu(), [&](int64_t i) { results[i] = pivoted_qr(A[i], options); });
+  return results;
 }
 
 }  // namespace fastlr

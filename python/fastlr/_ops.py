@@ -118,11 +118,13 @@ def _(
 def _(
     A: Tensor, rank: int | None, tol: float, strong: float | None, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, n = A.shape
+    *batch, m, n = A.shape
     most = min(m, n) if rank is None else rank
     k = torch.library.get_ctx().new_dynamic_size() if tol > 0 else most
-    info = torch.empty((_INFO["pivoted_qr"],), dtype=torch.float64, device="cpu")
-    pivots = A.new_empty((n,), dtype=torch.int64)
+    info = torch.empty((*batch, _INFO["pivoted_qr"]), dtype=torch.float64, device="cpu")
+    pivots = A.new_empty((*batch, n), dtype=torch.int64)
+    if batch:
+        return A.new_empty((*batch, m, k)), A.new_empty((*batch, k, n)), pivots, info
     Q = A.new_empty((m, k)) if 0 < 4 * n <= m else A.new_empty((k, m)).mT
     return Q, A.new_empty((n, k)).mT, pivots, info
 

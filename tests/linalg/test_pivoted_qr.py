@@ -147,6 +147,36 @@ def test_an_exchange_enlarges_the_volume():
     assert gained >= strong.info.exchanges * math.log(1.01) - 1e-13
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n", "rank"), [(40, 30, None), (200, 30, None), (40, 30, 7)])
+def test_a_batch_is_a_loop(dtype, m, n, rank):
+    A = torch.randn(2, 3, m, n, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    A[1, 2, :, 3] = A[1, 2, :, 4]
+    strong = None if rank is None else 2.0
+    batch = la.pivoted_qr(A, rank, strong=strong, seed=3)
+    for i in range(2):
+        for j in range(3):
+            one = la.pivoted_qr(A[i, j], rank, strong=strong, seed=3)
+            for of_batch, alone in zip(batch, one, strict=True):
+                assert torch.equal(of_batch[i, j], alone)
+            assert batch.info.error[i, j] == one.info.error
+            assert batch.info.exchanges[i, j] == one.info.exchanges
+            assert one.info.method in batch.info.method
+    # The matrix with a repeated column is not preconditioned.
+    assert (" and " in batch.info.method) == (m == 200)
+    nothing = la.pivoted_qr(A[:, :0], rank, seed=3)
+    k = n if rank is None else rank
+    assert [part.shape for part in nothing] == [(2, 0, m, k), (2, 0, k, n), (2, 0, n)]
+
+
+def test_conjugated_views():
+    A = torch.randn(30, 50, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    for view in (A.conj(), A.mH, A.imag, (-A).imag):
+        qr = la.pivoted_qr(view, seed=0)
+        check(view.resolve_conj(), qr)
+        assert np.linalg.norm(residual(view.resolve_conj(), qr)) <= rounding(view)
+
+
 @given(A=matrices(), seed=seeds, data=st.data())
 def test_truncated(A, seed, data):
     k = data.draw(st.integers(1, min(A.shape)))
@@ -292,7 +322,8 @@ def test_bad_arguments():
         ({"tol": math.nan}, ValueError, r"tol must be non-negative and finite, got nan"),
         ({"tol": "x"}, TypeError, r"tol must be a real number, got 'x'"),
         ({"strong": 0.5}, ValueError, r"strong must be at least 1 and finite, got 0.5"),
-        ({"A": A[0]}, ValueError, r"A must have 2 dimensions, got shape \(20,\)"),
+        ({"A": A[0]}, ValueError, r"A must have at least 2 dimensions, got shape \(20,\)"),
+        ({"A": A[None], "tol": 0.1}, ValueError, r"tol takes one matrix.*\(1, 30, 20\)"),
         ({"A": A.to_sparse()}, TypeError, r"A must be a dense matrix"),
     ]
     for arguments, error, message in cases:

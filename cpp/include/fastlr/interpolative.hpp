@@ -38,6 +38,6 @@ struct Interpolative {
 Interpolative interpolative(const Operator& A, const InterpolativeOptions& options);
 
 // Of every matrix of A (b x m x n), some to a thread.
-std::vector<Interpolative> interpolative(const at::Tensor& A, const InterpolativeOptions& options);
+std::vector<Interpolative> interpolative_batch(const at::Tensor& A, const InterpolativeOptions& options);
 
 }  // namespace fastlr

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace fastlr {
 
@@ -35,5 +36,8 @@ struct PivotedQr {
 // Balabanov, Murray, Demmel, Mahoney, Luszczek, "CholeskyQR with randomization and pivoting for tall matrices" (2024);
 // Gu, Eisenstat, "Efficient algorithms for computing a strong rank-revealing QR factorization", SISC 17 (1996).
 PivotedQr pivoted_qr(const at::Tensor& A, const PivotedQrOptions& options);
+
+// Of every matrix of A (b x m x n), some to a thread.
+std::vector<PivotedQr> pivoted_qr_batch(const at::Tensor& A, const PivotedQrOptions& options);
 
 }  // namespace fastlr

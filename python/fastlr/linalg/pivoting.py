@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
 from fastlr.linalg._arrays import adapt
@@ -33,6 +34,9 @@ class PivotedQRInfo:
     converged : bool
         Whether `tol` is met.
 
+    Of a batch, `error` and `exchanges` are arrays of the batch's shape, and `method` names all that
+    were used.
+
     Examples
     --------
     >>> import torch, fastlr.linalg as la
@@ -59,11 +63,11 @@ class PivotedQRResult(_PivotedQRFields):
 
     Attributes
     ----------
-    Q : array, shape (m, k)
+    Q : array, shape (…, m, k)
         ‖QᴴQ − I‖₂ ≤ 10·√k·u.
-    R : array, shape (k, n)
+    R : array, shape (…, k, n)
         Upper triangular, with a diagonal that is real and not negative.
-    pivots : array of int64, shape (n,)
+    pivots : array of int64, shape (…, n)
         A permutation of the columns of A; the first k are those that R's triangle is of.
     info : PivotedQRInfo
         Not part of the tuple.
@@ -96,8 +100,9 @@ def pivoted_qr(
 
     Parameters
     ----------
-    A : array or Tensor, shape (m, n)
-        Real or complex. float16 and bfloat16 are computed in float32. Never written to.
+    A : array or Tensor, shape (…, m, n)
+        Real or complex; leading dimensions are a batch. float16 and bfloat16 are computed in
+        float32. Never written to.
     rank : int, optional
         At most so many columns of Q, between 1 and min(m, n); all of them by default.
     tol : float, optional
@@ -122,8 +127,8 @@ def pivoted_qr(
     Raises
     ------
     ValueError
-        Not a matrix, a rank out of range, a negative `tol`, an f below 1, an entry that is not
-        finite (its index is named).
+        Not a matrix, a rank out of range, a negative `tol`, `tol` for a batch, an f below 1, an
+        entry that is not finite (its index is named).
     TypeError
         A sparse matrix, a rank that is not an integer.
     torch.linalg.LinAlgError
@@ -146,7 +151,8 @@ def pivoted_qr(
     pivots, about a tenth more for the sketches, and 4·m·k² − 4·k³/3 for Q. A matrix with m ≥ 4·n is
     factored whole by one sparse sign sketch of 3·n rows, whose R_s leaves A·R_s⁻¹ well conditioned,
     and Cholesky QR [3]_: some 9·m·n² flops at the speed of products, if it has full rank. `strong`
-    adds a factorization in the new order for each exchange [4]_. Not differentiable.
+    adds a factorization in the new order for each exchange [4]_. Batches are worked on matrix by
+    matrix, on all threads. Not differentiable.
 
     References
     ----------
@@ -168,8 +174,13 @@ def pivoted_qr(
     >>> qr.info.rank, torch.allclose(A[:, pivots], Q @ R)
     (5, True)
     """
-    adapted = adapt(A, _CALLER, complex_=True)
+    adapted = adapt(A, _CALLER, batched=True, complex_=True)
     allowed = 0.0 if tol is None else as_real(tol, _CALLER, "tol")
+    if allowed > 0 and adapted.tensor.dim() > 2:
+        raise ValueError(
+            f"{_CALLER}: tol takes one matrix, since ranks differ within a batch; got shape "
+            f"{tuple(adapted.tensor.shape)}"
+        )
     Q, R, pivots, numbers = torch.ops.fastlr.pivoted_qr(
         adapted.tensor,
         None if rank is None else as_integer(rank, _CALLER, "rank"),
@@ -177,15 +188,28 @@ def pivoted_qr(
         None if strong is None else as_real(strong, _CALLER, "strong"),
         as_seed(seed, _CALLER),
     )
-    error, exchanges, converged, method = numbers.tolist()
-    info = PivotedQRInfo(
-        _METHODS[int(method)], Q.shape[1], error, int(exchanges), converged=bool(converged)
-    )
+    info = _info(numbers, Q.shape[-1])
     if not info.converged:
         warnings.warn(
             f"{_CALLER}: tol = {allowed:g} is not met by {info.rank} columns; the error is "
-            f"{error:.3g} (see info)",
+            f"{info.error:.3g} (see info)",
             ConvergenceWarning,
             stacklevel=2,
         )
     return PivotedQRResult(adapted.restore(Q), adapted.restore(R), adapted.restore(pivots), info)
+
+
+def _info(numbers: Tensor, rank: int) -> PivotedQRInfo:
+    error, exchanges, converged, method = numbers.unbind(-1)
+    used = sorted({_METHODS[int(index)] for index in method.flatten().tolist()})
+
+    def value(each: Tensor) -> Any:
+        return each if each.dim() else each.item()
+
+    return PivotedQRInfo(
+        method=" and ".join(used),
+        rank=rank,
+        error=value(error),
+        exchanges=value(exchanges.long()),
+        converged=bool(converged.all()),
+    )
