@@ -180,12 +180,16 @@ Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t
   Factorization result{by_columns(A), std::move(order), {}};
   const int64_t m = A.size(0), n = A.size(1);
   std::optional<TrailingSketch> sketch;
-  if (seed) sketch.emplace(A, *seed);
+  // Few rows are as good as a sketch, and exact.
+  const auto is_short = [&] { return m - result.columns <= kernels::kMostPivotRows; };
+  if (seed && !is_short()) sketch.emplace(A, *seed);
   while (result.columns < most && !(target && frobenius_norm(result.rest()) <= *target)) {
     check_interrupt();
     const int64_t done = result.columns, count = std::min(kBlock, most - done);
     auto trailing = result.F.narrow(1, done, n - done);
-    const Exchanges exchanges(sketch ? sketch->pivots(count) : std::vector<int64_t>{}, n - done);
+    std::vector<int64_t> pivots;
+    if (seed) pivots = is_short() ? choose_pivots(result.rest(), count) : sketch->pivots(count);
+    const Exchanges exchanges(pivots, n - done);
     exchanges.apply_(trailing.t());
     exchanges.apply_(result.order.data() + done);
 
@@ -194,7 +198,7 @@ Factorization factorize(const at::Tensor& A, std::vector<int64_t> order, int64_t
     auto others = below.narrow(1, count, n - done - count);
     H.apply_adjoint_(others);
     result.columns += count;
-    if (sketch && result.columns < most) sketch->advance(exchanges, H, others.narrow(0, 0, count));
+    if (sketch && result.columns < most && !is_short()) sketch->advance(exchanges, H, others.narrow(0, 0, count));
     result.blocks.push_back(std::move(H));
   }
   return result;

@@ -216,6 +216,20 @@ def test_rows_are_columns_of_the_adjoint(rank):
         assert difference.abs().max() <= 100 * 60 * 2.0**-53
 
 
+@pytest.mark.parametrize("rank", [6, 30, 40])
+def test_the_order_of_the_others_does_not_matter(rank):
+    """Neither a permutation of the rows nor a rotation of them changes which columns count."""
+    generator = torch.Generator().manual_seed(1)
+    A = torch.randn(60, 40, dtype=torch.float64, generator=generator)
+    turned = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=generator))[0]
+    base = la.interpolative(A, rank, axis=1, seed=0)
+    for other in (A[torch.randperm(60, generator=generator)], turned @ A):
+        result = la.interpolative(other, rank, axis=1, seed=0)
+        assert torch.equal(result.indices, base.indices)
+        # 60 u of columns of a condition number below 100
+        assert (result.coefficients - base.coefficients).abs().max() <= 100 * 60 * 2.0**-53
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("tol", [1e-1, 1e-6, 1e-10])
 @given(A=matrices(dtype=st.just(torch.float64)), seed=seeds)

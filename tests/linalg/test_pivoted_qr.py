@@ -119,6 +119,7 @@ def test_strong_bounds(name, f):
         qr = la.pivoted_qr(A, k, strong=f, seed=0)
         check(A, qr)
         factor = math.sqrt(1 + f**2 * k * (n - k))
+        assert qr.info.bound == factor
         slack = rounding(A)
         chosen = np.linalg.svd(exact(qr.R)[:, :k], compute_uv=False)
         assert (chosen * factor >= values[:k] - slack).all()
@@ -141,6 +142,7 @@ def test_an_exchange_enlarges_the_volume():
     A = gaussian(150, 150)
     plain, strong = la.pivoted_qr(A, 40, seed=0), la.pivoted_qr(A, 40, strong=1.01, seed=0)
     assert plain.info.exchanges == 0
+    assert plain.info.bound == math.inf
     assert strong.info.exchanges > 0
     gained = float(strong.R.diagonal().log().sum() - plain.R.diagonal().log().sum())
     # Each one by the factor f at least; sums of 40 logarithms below 4 err by 40 · 4 · 2⁻⁵³ or so.

@@ -1,5 +1,6 @@
 """QR with column pivoting."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ class PivotedQRInfo:
         factorization. Rounding, some 10·√n·u·‖A‖_F, comes on top of it.
     exchanges : int
         How often `strong` exchanged a column that the sketches had chosen.
+    bound : float
+        √(1 + f²·k·(n − k)) for ``strong=f``: σ_i(R[:, :k]) ≥ σ_i(A)/bound for i ≤ k, and
+        ‖A[:, pivots] − Q·R‖₂ ≤ bound·σ_{k+1}(A), both to rounding; infinite otherwise.
     converged : bool
         Whether `tol` is met.
 
@@ -49,6 +53,7 @@ class PivotedQRInfo:
     rank: int
     error: float
     exchanges: int
+    bound: float
     converged: bool
 
 
@@ -110,9 +115,8 @@ def pivoted_qr(
         ‖A[:, pivots] − Q·R‖_F ≤ tol·‖A‖_F; what is left is computed, not estimated.
     strong : float, optional
         Gu and Eisenstat's f ≥ 1, for a truncated factorization: columns are exchanged until no
-        exchange of one of the first k for another multiplies their volume by more than f, so that
-        for i ≤ k, σ_i(R[:, :k]) ≥ σ_i(A)/√(1 + f²·k·(n − k)), and
-        ‖A[:, pivots] − Q·R‖₂ ≤ σ_{k+1}(A)·√(1 + f²·k·(n − k)). By default the sketches decide
+        exchange of one of the first k for another multiplies their volume by more than f, which
+        bounds what singular values may lose: see ``info.bound``. By default the sketches decide
         alone, which in practice is as good.
     seed : int, torch.Generator or None
         Of the sketches.
@@ -146,7 +150,8 @@ def pivoted_qr(
     Notes
     -----
     Blocks of 64 columns are those that QR with pivoting takes first from a Gaussian sketch of 72
-    rows of what is left of A; the sketch is carried along with the reflections [1]_ [2]_.
+    rows of what is left of A, or from its rows themselves once these are 128 or fewer; the sketch
+    is carried along with the reflections [1]_ [2]_.
     Everything else is products: 4·m·n·k − 2·(m + n)·k² + 4·k³/3 flops for R, as many as without
     pivots, about a tenth more for the sketches, and 4·m·k² − 4·k³/3 for Q. A matrix with m ≥ 4·n is
     factored whole by one sparse sign sketch of 3·n rows, whose R_s leaves A·R_s⁻¹ well conditioned,
@@ -181,14 +186,15 @@ def pivoted_qr(
             f"{_CALLER}: tol takes one matrix, since ranks differ within a batch; got shape "
             f"{tuple(adapted.tensor.shape)}"
         )
+    f = None if strong is None else as_real(strong, _CALLER, "strong")
     Q, R, pivots, numbers = torch.ops.fastlr.pivoted_qr(
         adapted.tensor,
         None if rank is None else as_integer(rank, _CALLER, "rank"),
         allowed,
-        None if strong is None else as_real(strong, _CALLER, "strong"),
+        f,
         as_seed(seed, _CALLER),
     )
-    info = _info(numbers, Q.shape[-1])
+    info = _info(numbers, Q.shape[-1], R.shape[-1], f)
     if not info.converged:
         warnings.warn(
             f"{_CALLER}: tol = {allowed:g} is not met by {info.rank} columns; the error is "
@@ -199,7 +205,7 @@ def pivoted_qr(
     return PivotedQRResult(adapted.restore(Q), adapted.restore(R), adapted.restore(pivots), info)
 
 
-def _info(numbers: Tensor, rank: int) -> PivotedQRInfo:
+def _info(numbers: Tensor, k: int, n: int, f: float | None) -> PivotedQRInfo:
     error, exchanges, converged, method = numbers.unbind(-1)
     used = sorted({_METHODS[int(index)] for index in method.flatten().tolist()})
 
@@ -208,8 +214,9 @@ def _info(numbers: Tensor, rank: int) -> PivotedQRInfo:
 
     return PivotedQRInfo(
         method=" and ".join(used),
-        rank=rank,
+        rank=k,
         error=value(error),
         exchanges=value(exchanges.long()),
+        bound=math.inf if f is None else math.sqrt(1 + f**2 * k * (n - k)),
         converged=bool(converged.all()),
     )
