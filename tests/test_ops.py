@@ -136,6 +136,15 @@ SAMPLES = {
         ],
         False,
     ),
+    "cur": (
+        [
+            (matrix(30, 20), 4, None, None, "projection", 0),
+            (matrix(20, 30, torch.complex64), 4, None, None, "intersection", 0),
+            (matrix(6, 8, torch.float32), 4, torch.tensor([5, 0, 7, 2]), None, "intersection", 0),
+            (matrix(8, 6), 2, torch.tensor([5, 0]), torch.tensor([1, 7]), "projection", 0),
+        ],
+        False,
+    ),
     "joint_factors": (
         [
             ([matrix(12, 9), matrix(12, 4)], 5, 1, 0, "test"),

@@ -22,6 +22,7 @@
 #include <fastlr/trace.hpp>
 #include <torch/csrc/Exceptions.h>
 
+#include "cur.hpp"
 #include "hermitian.hpp"
 #include "incremental.hpp"
 #include "interpolative.hpp"
@@ -131,6 +132,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("oversample"), py::arg("power_iters"), py::arg("center"), py::arg("seed"), Released());
   module.def("interpolative", &fastlr::bindings::interpolative, py::arg("A"), py::arg("rank"), py::arg("tol"),
              py::arg("of_rows"), py::arg("seed"), Released());
+  module.def("cur", &fastlr::bindings::cur, py::arg("A"), py::arg("rank"), py::arg("columns"), py::arg("rows"),
+             py::arg("middle"), py::arg("seed"), Released());
   module.def("nystrom", &fastlr::bindings::nystrom, py::arg("A"), py::arg("rank"), py::arg("oversample"),
              py::arg("seed"), Released());
   module.def("randomized_eigh", &fastlr::bindings::randomized_eigh, py::arg("A"), py::arg("rank"),

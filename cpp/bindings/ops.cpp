@@ -19,6 +19,7 @@
 #include <fastlr/weighted_low_rank.hpp>
 
 #include "batches.hpp"
+#include "cur.hpp"
 #include "interpolative.hpp"
 #include "svd.hpp"
 
@@ -144,6 +145,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::
   return {unflattened(Q, batch), unflattened(R, batch), unflattened(pivots, batch), unflattened(info, batch)};
 }
 
+fastlr::bindings::CurFactors cur(const at::Tensor& A, int64_t rank, const std::optional<at::Tensor>& columns,
+                                 const std::optional<at::Tensor>& rows, c10::string_view middle, int64_t seed) {
+  const WithConjugateViews guard;
+  return fastlr::bindings::cur(fastlr::as_operator(A), rank, columns, rows,
+                               std::string_view(middle.data(), middle.size()), seed);
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,
                                                                          int64_t power_iters, int64_t seed,
                                                                          c10::string_view caller) {
@@ -216,6 +224,7 @@ void register_kernels(torch::Library& library) {
   library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
   library.impl("interpolative", TORCH_FN(interpolative));
   library.impl("pivoted_qr", TORCH_FN(pivoted_qr));
+  library.impl("cur", TORCH_FN(cur));
   library.impl("randomized_svd", TORCH_FN(randomized_svd));
   library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
   library.impl("svd_backward", TORCH_FN(svd_backward));
@@ -255,6 +264,8 @@ TORCH_LIBRARY(fastlr, library) {
       "(Tensor indices, Tensor coefficients, Tensor info)");
   def("pivoted_qr(Tensor A, int? rank, float tol, float? strong, int seed) -> "
       "(Tensor Q, Tensor R, Tensor pivots, Tensor info)");
+  def("cur(Tensor A, int rank, Tensor? columns, Tensor? rows, str middle, int seed) -> "
+      "(Tensor C, Tensor U, Tensor R, Tensor rows, Tensor columns, Tensor info)");
   def("joint_factors(Tensor[] matrices, int width, int power_iters, int seed, str caller) -> "
       "(Tensor U, Tensor S, Tensor rest, Tensor norm)");
   def("joint_bounds(Tensor U, Tensor S, Tensor rest, Tensor norm, int rank, float roundoff) -> Tensor");

@@ -12,10 +12,9 @@
 #include <fastlr/random.hpp>
 
 #include "checks.hpp"
-#include "column_order.hpp"
+#include "column_choice.hpp"
 #include "first_product.hpp"
 #include "for_each.hpp"
-#include "interpolative.hpp"
 #include "qb.hpp"
 #include "residual_bound.hpp"
 
@@ -23,97 +22,25 @@ namespace fastlr {
 namespace {
 
 constexpr const char* kCaller = "interpolative";
-// Gu and Eisenstat's f: no exchange of a chosen for another column multiplies the volume by more than this.
-constexpr double kBound = 2.0;
 // Columns of the sketch beyond the rank: twice the usual, which brings the choice within 1 % or so of that of QR with
 // pivots where singular values decay slowly.
 constexpr int64_t kOversample = 20;
 
-// Columns in order of choice: `rank` chosen ones, then the others, and the coefficients of these in those.
-struct Choice {
-  std::vector<int64_t> order;
-  int64_t rank;
-  at::Tensor T;  // chosen x others
-
-  at::Tensor chosen(at::Device device) const { return index_tensor(at::ArrayRef(order).slice(0, rank), device); }
-  at::Tensor others(at::Device device) const { return index_tensor(at::ArrayRef(order).slice(rank), device); }
-};
-
 int64_t shorter_side(const LinearOperator& A) { return std::min(A.rows(), A.columns()); }
-
-bool is_bounded(const at::Tensor& T) { return T.numel() == 0 || T.abs().max().item<double>() <= kBound; }
-
-// ---- a choice from orthonormal rows ----
-
-// The columns that Gaussian elimination with partial pivoting picks: a first selection of large volume.
-Choice pivot_columns(const at::Tensor& rows) {
-  Choice choice{as_they_are(rows.size(1)), rows.size(0), {}};
-  const auto [LU, pivots, info] = at::linalg_lu_factor_ex(rows.mT());
-  const auto swaps = pivots.to(at::kCPU, at::kLong).contiguous();
-  for (int64_t i = 0; i < swaps.numel(); ++i)
-    std::swap(choice.order[i], choice.order[swaps.const_data_ptr<int64_t>()[i] - 1]);
-  return choice;
-}
-
-// By tensor operations, for complex numbers and devices without a kernel of their own. Tt is others x chosen.
-int64_t swap_until_bounded_aten(at::Tensor& Tt, std::vector<int64_t>& order, int64_t most) {
-  for (int64_t exchanged = 0;; ++exchanged) {
-    const auto sizes = Tt.abs();
-    const int64_t at = sizes.argmax().item<int64_t>();
-    if (!(sizes.max().item<double>() > kBound) || exchanged == most) return exchanged;
-    const int64_t p = at / Tt.size(1), q = at % Tt.size(1);
-    const auto pivot = Tt[p][q].clone(), factor = Tt.select(1, q) / pivot;
-    auto row = Tt[p].clone();
-    row[q].sub_(1);
-    Tt.sub_(at::outer(factor, row));
-    Tt.select(0, p).copy_(row.div_(-pivot));
-    Tt[p][q].copy_(pivot.reciprocal());
-    std::swap(order[q], order[Tt.size(1) + p]);
-  }
-}
-
-int64_t swap_until_bounded(at::Tensor& Tt, std::vector<int64_t>& order, int64_t most) {
-  if (Tt.numel() == 0) return 0;
-  if (!Tt.is_cpu() || Tt.is_complex()) return swap_until_bounded_aten(Tt, order, most);
-  int64_t exchanged = 0;
-  AT_DISPATCH_FLOATING_TYPES(Tt.scalar_type(), kCaller, [&] {
-    exchanged = kernels::swap_until_bounded_cpu(Tt.mutable_data_ptr<scalar_t>(), Tt.size(0), Tt.size(1), kBound, most,
-                                                order.data());
-  });
-  return exchanged;
-}
-
-// Columns of `rows` (k x n, orthonormal) of locally maximal volume: rows = rows[:, chosen] [I, T], where there is no
-// residual and Gu and Eisenstat's criterion reads |T| <= f. T is recomputed after the exchanges, free of their
-// rounding.
-Choice choose_of_orthonormal(const at::Tensor& rows) {
-  auto choice = pivot_columns(rows);
-  const int64_t most = 64 + 16 * rows.size(0);
-  for (int64_t round = 0; round < 16; ++round) {
-    auto Tt = at::linalg_solve(rows.index_select(1, choice.chosen(rows.device())).mT(),
-                               rows.index_select(1, choice.others(rows.device())).mT(), /*left=*/false)
-                  .contiguous();
-    if (swap_until_bounded(Tt, choice.order, most) > 0) continue;
-    choice.T = Tt.mT();
-    return choice;
-  }
-  TORCH_CHECK_LINALG(false, kCaller, ": the pivoting did not settle in 16 rounds of ", most,
-                     " exchanges; please report the matrix");
-}
 
 // ---- a choice from any matrix ----
 
 // By QR with strong pivoting. Where B has not the rank, its pivots are rounding and leave large coefficients: the
 // leading singular vectors do not.
 Choice choose_columns(const at::Tensor& B, int64_t rank, int64_t seed) {
-  const auto qr = pivoted_qr(B, {.rank = rank, .strong = kBound, .seed = seed});
+  const auto qr = pivoted_qr(B, {.rank = rank, .strong = kStrong, .seed = seed});
   const auto order = qr.pivots.to(at::kCPU);
   const auto T = at::linalg_solve_triangular(qr.R.narrow(1, 0, rank), qr.R.narrow(1, rank, qr.R.size(1) - rank),
                                              /*upper=*/true);
   if (is_bounded(T))
     return {std::vector<int64_t>(order.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>() + order.numel()),
             rank, T};
-  return choose_of_orthonormal(std::get<2>(at::linalg_svd(B, /*full_matrices=*/false)).narrow(0, 0, rank));
+  return choose_of_orthonormal(std::get<2>(at::linalg_svd(B, /*full_matrices=*/false)).narrow(0, 0, rank), kCaller);
 }
 
 // ---- what the choice is made from ----
@@ -160,7 +87,7 @@ Approximation approximate(const Compressed& compressed, int64_t rank, int64_t se
   const auto& A = *compressed.A;
   Approximation result{choose_columns(compressed.B, rank, seed), {}, {}, {}};
   auto& choice = result.choice;
-  result.C = A.select_columns(choice.chosen(compressed.B.device()));
+  result.C = A.columns_at(choice.chosen(compressed.B.device()));
   if (!compressed.exact) {
     const auto [Q, R] = at::linalg_qr(result.C);
     const auto image = materialized_adjoint(A.rmatmat(Q));
@@ -203,7 +130,7 @@ Interpolative of_all_rows(const Operator& A) {
   const double largest = largest_magnitude(dense);
   const Compressed all{A, exponent_in_range(dense, largest), {}, true};
   const auto B = scaled(dense, all.exponent);
-  auto choice = choose_of_orthonormal(materialized_adjoint(orthonormalize(materialized_adjoint(B))));
+  auto choice = choose_of_orthonormal(materialized_adjoint(orthonormalize(materialized_adjoint(B))), kCaller);
   const auto error = known_error(B, choice);
   const auto coefficients = with_identity(choice);
   return finished(all, {std::move(choice), {}, coefficients, {}}, error, true);

@@ -37,6 +37,17 @@ void check_interrupt() {
 
 // ---- what all operators share ----
 
+namespace {
+
+// The columns `index` of the identity of order n.
+at::Tensor unit_vectors(int64_t n, const at::Tensor& index, const at::TensorOptions& options) {
+  auto E = at::zeros({n, index.size(0)}, options);
+  E.index_put_({index, at::arange(index.size(0), index.options())}, at::ones({}, options));
+  return E;
+}
+
+}  // namespace
+
 LinearOperator::LinearOperator(int64_t rows, int64_t columns, at::TensorOptions options)
     : rows_(rows), columns_(columns), options_(options), passes_(std::make_shared<int64_t>(0)) {}
 
@@ -90,12 +101,6 @@ at::Tensor LinearOperator::triangle(const at::Tensor& B) const {
   return std::get<1>(at::linalg_qr(at::cat({to_dense(), B}, 1), "r"));
 }
 
-at::Tensor LinearOperator::select_columns(const at::Tensor& index) const {
-  auto units = at::zeros({columns_, index.numel()}, options_);
-  units.scatter_(0, index.unsqueeze(0), 1);
-  return matmat(units);
-}
-
 at::Tensor LinearOperator::gaussian_matmat(int64_t k, int64_t seed, int64_t column0) const {
   count_passes(1);
   return checked(do_gaussian_matmat(k, seed, column0), rows_, k, "matmat");
@@ -140,6 +145,14 @@ Operator LinearOperator::select(const at::Tensor&) const {
 at::Tensor LinearOperator::to_dense() const {
   if (columns_ <= rows_) return matmat(at::eye(columns_, options_));
   return materialized_adjoint(rmatmat(at::eye(rows_, options_)));
+}
+
+at::Tensor LinearOperator::columns_at(const at::Tensor& index) const {
+  return matmat(unit_vectors(columns_, index, options_));
+}
+
+at::Tensor LinearOperator::rows_at(const at::Tensor& index) const {
+  return materialized_adjoint(rmatmat(unit_vectors(rows_, index, options_)));
 }
 
 NormalProduct LinearOperator::do_normal_matmat(const at::Tensor& X, const NormalColumns& columns) const {
@@ -256,7 +269,8 @@ class DenseOperator final : public LinearOperator {
     count_passes(1);
     return A_;
   }
-  at::Tensor select_columns(const at::Tensor& index) const override { return after(A_.index_select(-1, index)); }
+  at::Tensor columns_at(const at::Tensor& index) const override { return lines_at(1, index); }
+  at::Tensor rows_at(const at::Tensor& index) const override { return lines_at(0, index); }
   std::optional<int64_t> stored_entries() const override { return A_.numel(); }
   // at::mean sums pairwise: its rounding does not grow with the number of rows as a product's does.
   at::Tensor row_mean() const override {
@@ -355,6 +369,11 @@ class DenseOperator final : public LinearOperator {
                                       residual.mutable_data_ptr<scalar_t>(), sum.mutable_data_ptr<double>());
     });
     return {residual, sum.to(A_.scalar_type())};
+  }
+  // Of a lazily conjugated matrix, without a copy of the whole.
+  at::Tensor lines_at(int64_t axis, const at::Tensor& index) const {
+    if (A_.is_conj()) return at::conj_physical(A_.conj().index_select(axis, index));
+    return after(A_.index_select(axis, index));
   }
   at::Tensor before(const at::Tensor& X) const { return X.to(A_.scalar_type()); }
   at::Tensor after(const at::Tensor& Y) const { return Y.to(options().dtype().toScalarType()); }

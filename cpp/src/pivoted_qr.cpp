@@ -149,8 +149,18 @@ class TrailingSketch {
 
 // ---- the factorization ----
 
-// What is below this part of the largest diagonal entry may be rounding.
-double noise_of(const at::Tensor& A) { return 10 * static_cast<double>(A.size(1)) * unit_roundoff(A); }
+// What is below this part of the largest diagonal entry is rounding, or may be: rounding adds up like random numbers,
+// but for bad luck.
+double noise_of(const at::Tensor& A) {
+  return 10 * std::sqrt(static_cast<double>(std::max(A.size(0), A.size(1)))) * unit_roundoff(A);
+}
+double most_noise_of(const at::Tensor& A) { return 10 * static_cast<double>(A.size(1)) * unit_roundoff(A); }
+
+// The smallest part of the largest diagonal entry.
+double relative_least(const at::Tensor& diagonal) {
+  const auto sizes = diagonal.abs();
+  return sizes.min().item<double>() / sizes.max().item<double>();
+}
 
 struct Factorization {
   at::Tensor F;  // the first rows hold R, the others what is left of the columns that are not factored
@@ -216,8 +226,8 @@ int64_t make_strong(const at::Tensor& A, Factorization& qr, double f) {
   for (int64_t exchanged = 0; exchanged <= most_exchanges(k); ++exchanged) {
     const auto R11 = qr.R().narrow(1, 0, k);
     // Where the columns that are chosen have the whole rank, all volumes are rounding.
-    const auto diagonal = R11.diagonal().abs();
-    if (!(diagonal.min().item<double>() > noise_of(A) * diagonal.max().item<double>())) return exchanged;
+    const double least = relative_least(R11.diagonal());
+    if (!(least > noise_of(A)) || (exchanged == most_exchanges(k) && !(least > most_noise_of(A)))) return exchanged;
     const auto T = at::linalg_solve_triangular(R11, qr.R().narrow(1, k, n - k), /*upper=*/true);
     const auto exchange = best_exchange(R11, T, squared_magnitude(qr.rest()).sum(0), f);
     if (!exchange) return exchanged;
@@ -253,9 +263,7 @@ std::optional<Factors> by_preconditioning(const at::Tensor& A, int64_t seed) {
   const SketchOperator S{SketchKind::sparse_sign, 3 * n, m, seed, std::min<int64_t>(8, 3 * n)};
   auto sketched = factorize(S.apply(A), as_they_are(n), n, seed);
   const auto R_s = sketched.R();
-  const auto diagonal = R_s.diagonal().abs();
-  const double noise = noise_of(A);
-  if (!(diagonal.min().item<double>() > noise * diagonal.max().item<double>())) return std::nullopt;
+  if (!(relative_least(R_s.diagonal()) > most_noise_of(A))) return std::nullopt;
   const auto Y =
       at::linalg_solve_triangular(R_s, A.index_select(1, index_tensor(sketched.order, A.device())), /*upper=*/true,
                                   /*left=*/false);

@@ -55,6 +55,9 @@ def adaptive_svd(
 def interpolative(
     A: Operator, rank: int | None, tol: float | None, of_rows: bool, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+def cur(
+    A: Operator, rank: int, columns: Tensor | None, rows: Tensor | None, middle: str, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 def nystrom(
     A: Operator, rank: int, oversample: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor | None, list[float]]: ...

@@ -9,7 +9,7 @@ from fastlr._loader import load_core
 
 load_core()
 
-_INFO = {"svd": 9, "interpolative": 5, "pivoted_qr": 4}
+_INFO = {"svd": 9, "interpolative": 5, "pivoted_qr": 4, "cur": 5}
 
 
 @torch.library.register_fake("fastlr::random_matrix")
@@ -127,6 +127,22 @@ def _(
         return A.new_empty((*batch, m, k)), A.new_empty((*batch, k, n)), pivots, info
     Q = A.new_empty((m, k)) if 0 < 4 * n <= m else A.new_empty((k, m)).mT
     return Q, A.new_empty((n, k)).mT, pivots, info
+
+
+@torch.library.register_fake("fastlr::cur")
+def _(
+    A: Tensor, rank: int, columns: Tensor | None, rows: Tensor | None, middle: str, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    m, n = A.shape
+    count = min(2 * rank, m) if middle == "intersection" else rank
+    return (
+        A.new_empty((m, rank)),
+        A.new_empty((rank, count)),
+        A.new_empty((count, n)),
+        A.new_empty((count,), dtype=torch.int64),
+        A.new_empty((rank,), dtype=torch.int64),
+        torch.empty((_INFO["cur"],), dtype=torch.float64, device="cpu"),
+    )
 
 
 @torch.library.register_fake("fastlr::joint_factors")
@@ -416,6 +432,7 @@ def _not_differentiable(name: str, what: str) -> None:
 _not_differentiable("orthonormalize", "fastlr.linalg.orthonormalize")
 _not_differentiable("interpolative", "fastlr.linalg.interpolative")
 _not_differentiable("pivoted_qr", "fastlr.linalg.pivoted_qr")
+_not_differentiable("cur", "fastlr.linalg.cur")
 _not_differentiable("svd_backward", "the gradient of fastlr.linalg.randomized_svd")
 _not_differentiable("joint_factors", "fastlr.linalg.joint_svd_bounds or cluster_matrices")
 _not_differentiable("joint_bounds", "fastlr.linalg.joint_svd_bounds")

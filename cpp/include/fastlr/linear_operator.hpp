@@ -80,6 +80,11 @@ class LinearOperator {
   // The upper triangle R, min(m, n + k) x (n + k), of [A, B] = Q R: A itself is not kept. One pass.
   virtual at::Tensor triangle(const at::Tensor& B) const;
 
+  // Some columns, m x k, and some rows, k x n, in their order: read where the entries lie in memory, elsewhere one
+  // product with unit vectors, which is exact.
+  virtual at::Tensor columns_at(const at::Tensor& index) const;
+  virtual at::Tensor rows_at(const at::Tensor& index) const;
+
   // Entries that are stored; nothing where there are only products.
   virtual std::optional<int64_t> stored_entries() const { return std::nullopt; }
 
@@ -102,9 +107,6 @@ class LinearOperator {
 
   // ‖A - 1 rowᵀ‖_F, where the entries can be seen: free of the cancellation of ‖A‖² - m ‖row‖².
   virtual std::optional<double> distance_from_row(const at::Tensor& row) const;
-
-  // Some columns of A. No pass over a dense A, one elsewhere.
-  virtual at::Tensor select_columns(const at::Tensor& index) const;
 
   // Raises ValueError with the first index at which A is not finite, where its entries can be seen.
   virtual void check_finite(const char* caller) const;

@@ -4,6 +4,7 @@ from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
 from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
+from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
@@ -67,6 +68,8 @@ __all__ = [
     "BilinearInfo",
     "BilinearResult",
     "CURIndex",
+    "CURInfo",
+    "CURResult",
     "CURSearchInfo",
     "CURSearchResult",
     "ConvergenceWarning",
@@ -111,6 +114,7 @@ __all__ = [
     "bilinear_lstsq",
     "cluster_matrices",
     "cross",
+    "cur",
     "estimate_norm",
     "estimate_rank",
     "hutchpp",
