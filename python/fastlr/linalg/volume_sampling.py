@@ -16,7 +16,7 @@ _OF_PROCESS, _OF_OTHERS, _OF_DIRECTIONS = (2**31 + 1 + column for column in rang
 
 
 def projection_dpp(Q: Any, *, seed: Seed = None) -> Any:
-    """Draw k rows of an orthonormal basis, with probability |det(Q[rows])|².
+    """Draw k rows of an orthonormal basis, with probability abs(det(Q[rows]))².
 
     The determinantal point process of the projection Q·Qᴴ: row i is among the rows with probability
     ‖Q[i]‖², its leverage score, and rows that are alike exclude each other.
