@@ -134,7 +134,9 @@ def test_scale(dtype, power):
         scaled = la.interpolative(A * 2.0 ** (3 * exponent), 6, axis=1, seed=0)
         assert torch.equal(scaled.indices, base.indices)
         size = 2.0 ** (3 * exponent)
-        assert scaled.info.error == pytest.approx(base.info.error * size, rel=1e3 * unit_roundoff(A))
+        assert scaled.info.error == pytest.approx(
+            base.info.error * size, rel=1e3 * unit_roundoff(A)
+        )
         # The coefficients are bounded by 2 and come from a factor of condition 0.8^-6.
         np.testing.assert_allclose(
             scaled.coefficients, base.coefficients, rtol=0, atol=1e4 * unit_roundoff(A)

@@ -1,5 +1,6 @@
 """Checks of scalar arguments that every routine shares."""
 
+import math
 import operator
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,14 @@ def as_real(value: Any, caller: str, name: str) -> float:
         return float(value)
     except TypeError:
         raise TypeError(f"{caller}: {name} must be a real number, got {value!r}") from None
+
+
+def not_negative(value: Any, caller: str, name: str) -> float:
+    """Return `value` as a float; one that is negative or not finite is a ValueError."""
+    number = as_real(value, caller, name)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{caller}: {name} must be non-negative and finite, got {number:g}")
+    return number
 
 
 def as_power_iters(value: Any, caller: str) -> int | None:

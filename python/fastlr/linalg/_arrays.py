@@ -1,5 +1,6 @@
 """Adapt NumPy and torch inputs to the core's types, and its results back to the caller's."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -95,6 +96,21 @@ def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
     array = np.asarray(A)
     torch_dtype(array.dtype, caller, name, type(A).__name__)
     return as_tensor(array)
+
+
+def as_weights(weights: Any, count: int, caller: str) -> Tensor:
+    """Return non-negative weights, one for each of `count` rows, without a gradient."""
+    tensor = weights if isinstance(weights, Tensor) else as_tensor(np.asarray(weights))
+    if tensor.shape != (count,):
+        raise ValueError(f"{caller}: weights must have shape ({count},), got {tuple(tensor.shape)}")
+    bad = torch.nonzero(~((tensor >= 0) & (tensor < math.inf)))
+    if len(bad):
+        index = int(bad[0])
+        raise ValueError(
+            f"{caller}: weights must be non-negative and finite, got {tensor[index].item():g} at "
+            f"index ({index},)"
+        )
+    return tensor.detach()
 
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:

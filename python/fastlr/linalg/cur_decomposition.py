@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._arguments import Seed, as_integer, as_seed, not_negative
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_matrix
 from fastlr.linalg.random import random_matrix
@@ -242,9 +242,7 @@ def cur(
     problem = _Problem(A, matrix, select, middle, number)
     if tol is None:
         return problem.result(problem.factors(most), converged=True)
-    allowed = as_real(tol, _CALLER, "tol")
-    if not 0 <= allowed < math.inf:
-        raise ValueError(f"{_CALLER}: tol must be non-negative and finite, got {allowed:g}")
+    allowed = not_negative(tol, _CALLER, "tol")
     factors, converged = _to_tolerance(problem, most, allowed)
     result = problem.result(factors, converged=converged)
     if not converged:

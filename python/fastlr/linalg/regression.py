@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
-from fastlr.linalg._arrays import as_tensor, computed_dtype
+from fastlr.linalg._arguments import Seed, as_out, as_seed, at_least, not_negative
+from fastlr.linalg._arrays import as_tensor, as_weights, computed_dtype
 from fastlr.linalg._blocks import Source, source_of, tensors_of
 from fastlr.linalg._lstsq_gradient import DifferentiableSolution
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_operator
@@ -246,9 +246,9 @@ def lstsq(
     """
     caller = "lstsq"
     out = as_out(out, caller)
-    damp = _not_negative(damp, caller, "damp")
+    damp = not_negative(damp, caller, "damp")
     if tol is not None:
-        tol = _not_negative(tol, caller, "tol")
+        tol = not_negative(tol, caller, "tol")
     if max_iters is not None:
         max_iters = at_least(max_iters, 0, caller, "max_iters")
     A, matrix, right = _open(A, _right_hand_side(b, caller), caller)
@@ -377,27 +377,9 @@ def _check_rows(right: _Right, m: int, caller: str) -> None:
         raise ValueError(f"{caller}: b must have the {m} rows of A, got {right.tensor.shape[0]}")
 
 
-def _not_negative(value: Any, caller: str, name: str) -> float:
-    number = as_real(value, caller, name)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{caller}: {name} must be non-negative and finite, got {number:g}")
-    return number
-
-
 def _roots_of(weights: Any, like: Tensor, caller: str) -> Tensor:
-    tensor = weights if isinstance(weights, Tensor) else as_tensor(np.asarray(weights))
-    if tensor.dim() != 1 or len(tensor) != len(like):
-        raise ValueError(
-            f"{caller}: weights must have shape ({len(like)},), got {tuple(tensor.shape)}"
-        )
-    bad = torch.nonzero(~((tensor >= 0) & (tensor < math.inf)))
-    if len(bad):
-        index = int(bad[0])
-        raise ValueError(
-            f"{caller}: weights must be non-negative and finite, got {tensor[index].item():g} at "
-            f"index ({index},)"
-        )
-    return tensor.detach().to(like.device, like.dtype.to_real()).sqrt()[:, None]
+    tensor = as_weights(weights, len(like), caller)
+    return tensor.to(like.device, like.dtype.to_real()).sqrt()[:, None]
 
 
 def _with_weights(A: Any, roots: Tensor, caller: str) -> Any:

@@ -3,12 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
-from fastlr.linalg._arrays import Adapted, adapt, as_tensor, restored
+from fastlr.linalg._arrays import Adapted, adapt, as_weights, restored
 from fastlr.linalg.random import random_matrix
 
 # Columns of the seed's random matrix, beyond all that sketches draw from.
@@ -370,17 +369,7 @@ def _measure(weights: Any, like: Tensor, caller: str) -> Tensor:
     n = len(like)
     if weights is None:
         return torch.ones(n, dtype=torch.float64, device=like.device)
-    tensor = weights if isinstance(weights, Tensor) else as_tensor(np.asarray(weights))
-    if tensor.shape != (n,):
-        raise ValueError(f"{caller}: weights must have shape ({n},), got {tuple(tensor.shape)}")
-    bad = torch.nonzero(~((tensor >= 0) & (tensor < math.inf)))
-    if len(bad):
-        index = int(bad[0])
-        raise ValueError(
-            f"{caller}: weights must be non-negative and finite, got {tensor[index].item():g} at "
-            f"index ({index},)"
-        )
-    return tensor.detach().to(like.device, torch.float64)
+    return as_weights(weights, n, caller).to(like.device, torch.float64)
 
 
 def _check_orthonormal(Q: Tensor, given: Adapted, caller: str) -> None:
