@@ -1,9 +1,13 @@
-"""Hypothesis strategies: matrices with a known spectrum."""
+"""Hypothesis strategies and matrices: with a known spectrum, random, hard."""
+
+import math
 
 import numpy as np
 import scipy.linalg
 import torch
 from hypothesis import strategies as st
+
+import fastlr.linalg as la
 
 dtypes = st.sampled_from([torch.float32, torch.float64])
 seeds = st.integers(min_value=-(2**63), max_value=2**64 - 1)
@@ -16,6 +20,21 @@ def with_spectrum(m: int, n: int, values, dtype=torch.float64, seed: int = 0) ->
     left = scipy.linalg.qr(rng.standard_normal((m, len(values))), mode="economic")[0]
     right = scipy.linalg.qr(rng.standard_normal((n, len(values))), mode="economic")[0]
     return torch.from_numpy((left * values) @ right.T).to(dtype)
+
+
+def gaussian(*shape, dtype=torch.float64, seed=0):
+    """Independent normal entries."""
+    real = la.random_matrix(*shape, seed=seed, dtype=dtype.to_real())
+    if not dtype.is_complex:
+        return real
+    return torch.complex(real, la.random_matrix(*shape, seed=seed + 100, dtype=dtype.to_real()))
+
+
+def kahan(n, angle=1.2):
+    """Its columns have equal lengths, and QR with pivoting leaves them where they are."""
+    c, s = math.cos(angle), math.sin(angle)
+    upper = np.eye(n) - c * np.triu(np.ones((n, n)), 1)
+    return torch.from_numpy(s ** np.arange(n)[:, None] * upper)
 
 
 def hermitian(values, dtype=torch.float64, seed=0):

@@ -12,24 +12,11 @@ from hypothesis import strategies as st
 
 import fastlr.linalg as la
 from references import exact, operator, tail_norm, unit_roundoff
-from strategies import matrices, seeds, with_spectrum
+from strategies import gaussian, kahan, matrices, seeds, with_spectrum
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SELECTS = ["rrqr", "leverage", "deim", "volume", "uniform"]
 MIDDLES = ["projection", "intersection"]
-
-
-def gaussian(*shape, dtype=torch.float64, seed=0):
-    real = la.random_matrix(*shape, seed=seed, dtype=dtype.to_real())
-    if not dtype.is_complex:
-        return real
-    return torch.complex(real, la.random_matrix(*shape, seed=seed + 100, dtype=dtype.to_real()))
-
-
-def kahan(n, angle=1.2):
-    c, s = math.cos(angle), math.sin(angle)
-    upper = np.eye(n) - c * np.triu(np.ones((n, n)), 1)
-    return torch.from_numpy(s ** np.arange(n)[:, None] * upper)
 
 
 def kernel(n):

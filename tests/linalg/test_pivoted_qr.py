@@ -9,20 +9,9 @@ from hypothesis import strategies as st
 
 import fastlr.linalg as la
 from references import exact, singular_values, unit_roundoff
-from strategies import matrices, seeds, with_spectrum
+from strategies import gaussian, kahan, matrices, seeds, with_spectrum
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-
-
-def gaussian(*shape, dtype=torch.float64, seed=0):
-    return la.random_matrix(*shape, seed=seed, dtype=dtype)
-
-
-def kahan(n, angle=1.2):
-    """Its columns have equal lengths, and QR with pivoting leaves them where they are."""
-    c, s = math.cos(angle), math.sin(angle)
-    upper = np.eye(n) - c * np.triu(np.ones((n, n)), 1)
-    return torch.from_numpy(s ** np.arange(n)[:, None] * upper)
 
 
 def hilbert(n):
