@@ -1,11 +1,11 @@
 // The truncated SVDs of a batch.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include <fastlr/randomized_svd.hpp>
 
+#include "for_each.hpp"
 #include "svd_parts.hpp"
 
 namespace fastlr {
@@ -52,7 +52,6 @@ BatchedSvd randomized_svd(const at::Tensor& A, const SvdOptions& options, bool c
                         (bytes <= kAloneBytes || !A.is_cpu());
   const int64_t group = !together ? 1 : A.is_cpu() ? std::max<int64_t>(1, kGroupBytes / bytes) : count;
   const auto run = [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowAutograd guard;
     for (int64_t i = 1 + begin * group; i < std::min(count, 1 + end * group); i += group) {
       check_interrupt();
       if (!together) {
@@ -63,12 +62,7 @@ BatchedSvd randomized_svd(const at::Tensor& A, const SvdOptions& options, bool c
       store(batch, i, subspace_svds(wide ? some.mH() : some, options, options.rank + options.oversample), wide);
     }
   };
-  const int64_t groups = (count - 1 + group - 1) / group;
-  if (A.is_cpu()) {
-    at::parallel_for(0, groups, 1, run);
-  } else {
-    run(0, groups);
-  }
+  for_ranges((count - 1 + group - 1) / group, 1, A.is_cpu(), run);
   return batch;
 }
 

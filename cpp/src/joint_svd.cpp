@@ -1,7 +1,6 @@
 #include <fastlr/joint_svd.hpp>
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -242,15 +241,9 @@ class FactoredClusters final : public Clusters {
   at::Tensor tails_of(const at::Tensor& gram) const {
     constexpr int64_t grain = 8;
     auto squares = at::empty({gram.size(0), gram.size(1)}, gram.options().dtype(at::kDouble));
-    const auto solve = [&](int64_t begin, int64_t end) {
-      const at::AutoDispatchBelowAutograd guard;
+    for_ranges(gram.size(0), grain, gram.is_cpu(), [&](int64_t begin, int64_t end) {
       squares.narrow(0, begin, end - begin).copy_(at::linalg_eigvalsh(gram.narrow(0, begin, end - begin)));
-    };
-    if (gram.is_cpu()) {
-      at::parallel_for(0, gram.size(0), grain, solve);
-    } else {
-      solve(0, gram.size(0));
-    }
+    });
     return squares.narrow(1, 0, gram.size(1) - rank_).clamp_min(0).sum(1).sqrt();
   }
 

@@ -134,7 +134,7 @@ def interpolative(
 
 
 def _info(numbers: Tensor, rank: int, reads: int) -> InterpolativeInfo:
-    passes, estimate, upper, failure, converged = numbers.unbind(-1)
+    passes, estimate, upper, failure, converged = numbers.detach().unbind(-1)
 
     def value(each: Tensor) -> Any:
         return each if each.dim() else each.item()

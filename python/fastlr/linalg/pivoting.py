@@ -206,7 +206,7 @@ def pivoted_qr(
 
 
 def _info(numbers: Tensor, k: int, n: int, f: float | None) -> PivotedQRInfo:
-    error, exchanges, converged, method = numbers.unbind(-1)
+    error, exchanges, converged, method = numbers.detach().unbind(-1)
     used = sorted({_METHODS[int(index)] for index in method.flatten().tolist()})
 
     def value(each: Tensor) -> Any:
