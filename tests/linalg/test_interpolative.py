@@ -75,6 +75,17 @@ def test_full_rank_is_exact(dtype, shape, axis):
     assert np.linalg.norm(exact(A) - reconstruct(A, result, axis)) <= rounding(A, 30)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_error_of_a_triangle_is_known(axis):
+    A = with_spectrum(40, 25, 0.8 ** np.arange(25))
+    result = la.interpolative(A, 10, axis=axis, seed=0)
+    truth = np.linalg.norm(exact(A) - reconstruct(A, result, axis))
+    assert result.info.failure_probability == 0
+    assert truth <= result.info.error
+    # 8·√10·u of ‖A‖_F for rounding, and twice that for the rounding of this comparison
+    assert result.info.error <= truth + 24 * math.sqrt(10) * 2.0**-53 * float(A.norm())
+
+
 def test_kahan_matrix_needs_the_exchanges():
     """Column pivoting alone is off by an exponential factor here; strong pivoting is not."""
     n, c = 60, 0.285
