@@ -142,16 +142,18 @@ Interpolative of_rank(const Operator& A, int64_t rank, int64_t seed) {
   const auto compressed = compress(A, rank + kOversample, seed);
   const auto found = approximate(compressed, rank, seed);
   if (compressed.exact) return finished(compressed, found, known_error(compressed.B, found.choice), true);
-  // Columns far beyond those of the sketch.
-  const int64_t column0 = int64_t{1} << 30;
-  const auto omega = gaussian(A->columns(), kProbes, seed, column0, A->options());
-  const auto left = found.left(compressed.A->gaussian_matmat(kProbes, seed, column0), omega);
+  const auto omega = gaussian(A->columns(), kProbes, seed, kProbeColumn, A->options());
+  const auto left = found.left(compressed.A->gaussian_matmat(kProbes, seed, kProbeColumn), omega);
   return finished(compressed, found, estimate_error(left), true);
 }
 
-// No column at all.
-Interpolative nothing(const LinearOperator& A, const ErrorEstimate& error) {
-  return {at::empty({0}, A.options().dtype(at::kLong)), at::empty({0, A.columns()}, A.options()), error, 0, true};
+// No column at all, of a matrix of zeros or without entries.
+Interpolative nothing(const LinearOperator& A) {
+  return {at::empty({0}, A.options().dtype(at::kLong)),
+          at::empty({0, A.columns()}, A.options()),
+          {0.0, 0.0, 0.0, 0.0},
+          0,
+          true};
 }
 
 // Norms of what k rows of pivoted R leave of B, for all k.
@@ -220,7 +222,7 @@ class ToTolerance {
       const bool is_last = is_full && rank == deepest;
       if (std::hypot(tails[rank], beyond_) > target && !is_last) continue;
       check_interrupt();
-      if (rank == 0) return nothing(*compressed_.A, {0.0, 0.0, 0.0, 0.0});  // a zero matrix
+      if (rank == 0) return nothing(*compressed_.A);  // a zero matrix
       if (rank == compressed_.A->columns()) return whole(*compressed_.A);
       const auto found = approximate(compressed_, rank, options_.seed);
       const auto error = error_of(found);
@@ -256,7 +258,7 @@ Interpolative interpolative(const Operator& A, const InterpolativeOptions& optio
                     ": tol must be between 0 and 1, got ", options.tol.value_or(0));
   const int64_t before = A->passes();
   const auto by_columns = options.of_rows ? adjoint(A) : A;
-  auto result = shorter == 0  ? nothing(*by_columns, {0.0, 0.0, 0.0, 0.0})
+  auto result = shorter == 0  ? nothing(*by_columns)
                 : options.tol ? ToTolerance(by_columns, options)()
                               : of_rank(by_columns, *options.rank, options.seed);
   if (options.of_rows) result.coefficients = materialized_adjoint(result.coefficients).contiguous();

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -96,9 +95,7 @@ struct Exchanges {
   std::vector<int64_t> targets, sources;
 
   Exchanges(const std::vector<int64_t>& pivots, int64_t columns) {
-    std::vector<int64_t> from(columns), place(columns);
-    std::iota(from.begin(), from.end(), 0);
-    std::iota(place.begin(), place.end(), 0);
+    auto from = as_they_are(columns), place = from;
     for (int64_t i = 0; i < static_cast<int64_t>(pivots.size()); ++i) {
       const int64_t other = place[pivots[i]];
       std::swap(place[from[i]], place[from[other]]);
@@ -220,6 +217,7 @@ Factorization in_order(const at::Tensor& A, std::vector<int64_t> order, int64_t 
   return factorize(A.index_select(1, columns), std::move(order), k, std::nullopt);
 }
 
+// Exchanges columns until none multiplies the volume by more than f. Returns how many.
 int64_t make_strong(const at::Tensor& A, Factorization& qr, double f) {
   const int64_t k = qr.columns, n = A.size(1);
   if (k == n) return 0;

@@ -28,8 +28,7 @@ ErrorEstimate ResidualBound::operator()(std::optional<double> captured, int64_t 
     return {rest, rest, rest, 0.0};
   }
   ++probes_;
-  // Columns far beyond those of the range finder, in a stream of their own for every probe.
-  const int64_t column0 = (int64_t{1} << 30) + probes_ * kProbes;
+  const int64_t column0 = kProbeColumn + probes_ * kProbes;
   const auto omega = gaussian(A_->columns(), kProbes, seed_, column0, A_->options());
   auto error = estimate_error(left(A_->gaussian_matmat(kProbes, seed_, column0), omega));
   error.upper = error.estimate * probe_factor(kFailure / static_cast<double>(probes_ * (probes_ + 1)));

@@ -9,6 +9,9 @@
 
 namespace fastlr {
 
+// Where the columns of probes begin in the Gaussian matrix of a seed: far beyond those of range finders.
+constexpr int64_t kProbeColumn = int64_t{1} << 30;
+
 // Bounds ‖A - Q QᴴA‖_F from above. The projected norm costs nothing; where it would cancel, or ‖A‖_F is not known, a
 // probe with Gaussian vectors that nothing before depends on. The failures of all probes add up to kFailure.
 class ResidualBound {

@@ -75,6 +75,23 @@ def test_full_rank_is_exact(dtype, shape, axis):
     assert np.linalg.norm(exact(A) - reconstruct(A, result, axis)) <= rounding(A, 30)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exchanges_bound_what_elimination_leaves(dtype):
+    """Wilkinson's matrix: its pivots stay where they are, and coefficients grow like 2⁸."""
+    rows = np.eye(40, 8) - 0.99 * np.tril(np.ones((40, 8)), -1)
+    # A triangle on the right changes neither, and leaves orthonormal columns.
+    basis = np.linalg.qr(rows)[0]
+    assert np.abs(basis[8:] @ np.linalg.inv(basis[:8])).max() > 100
+    A = torch.from_numpy(basis.T.copy())
+    if dtype.is_complex:
+        # LAPACK's pivots are largest in the sum of both parts: phases between the axes move them.
+        A = A * torch.tensor([1, 1j, -1, -1j])[torch.arange(40) % 4]
+    A = A.to(dtype)
+    result = la.interpolative(A, 8, axis=1, seed=0)
+    check(A, 8, 1, result)
+    assert np.linalg.norm(exact(A) - reconstruct(A, result, 1)) <= rounding(A, 8)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_the_error_of_a_triangle_is_known(axis):
     A = with_spectrum(40, 25, 0.8 ** np.arange(25))

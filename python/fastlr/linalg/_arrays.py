@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -96,6 +97,20 @@ def _from_numpy(A: Any, caller: str, name: str) -> Tensor:
     array = np.asarray(A)
     torch_dtype(array.dtype, caller, name, type(A).__name__)
     return as_tensor(array)
+
+
+def check_one_matrix(shape: Sequence[int], caller: str) -> None:
+    """Refuse a batch where a tolerance is to be met."""
+    if len(shape) > 2:
+        raise ValueError(
+            f"{caller}: tol takes one matrix, since ranks differ within a batch; got shape "
+            f"{tuple(shape)}"
+        )
+
+
+def number_or_batch(values: Tensor) -> Any:
+    """Return a Python number for one matrix, and an array for a batch."""
+    return values if values.dim() else values.item()
 
 
 def as_weights(weights: Any, count: int, caller: str) -> Tensor:

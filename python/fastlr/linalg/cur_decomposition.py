@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, not_negative
-from fastlr.linalg._arrays import restored
+from fastlr.linalg._arrays import check_one_matrix, restored
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_matrix
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning, ErrorInfo
@@ -232,11 +232,8 @@ def cur(
             f"{_CALLER}: rank must be between 1 and min(m, n) = {min(m, n)}, got {most}"
         )
     number = as_seed(seed, _CALLER)
-    if batch and tol is not None:
-        raise ValueError(
-            f"{_CALLER}: tol takes one matrix, since ranks differ within a batch; "
-            f"got shape {(*batch, m, n)}"
-        )
+    if tol is not None:
+        check_one_matrix(matrix.data.shape, _CALLER)
     if batch:
         return _of_batch(matrix, most, select, middle, number)
     problem = _Problem(A, matrix, select, middle, number)

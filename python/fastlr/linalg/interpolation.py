@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_real, as_seed
+from fastlr.linalg._arrays import check_one_matrix, number_or_batch
 from fastlr.linalg._sources import open_matrix
 from fastlr.linalg.results import ConvergenceWarning, InterpolativeInfo, InterpolativeResult
 
@@ -107,11 +108,8 @@ def interpolative(
     if axis not in (0, 1, -1, -2):
         raise ValueError(f"{_CALLER}: axis must be 0 or 1, got {axis}")
     out = as_out(out, _CALLER)
-    if tol is not None and isinstance(matrix.data, Tensor) and matrix.data.dim() > 2:
-        raise ValueError(
-            f"{_CALLER}: tol takes one matrix, since ranks differ within a batch; got shape "
-            f"{tuple(matrix.data.shape)}"
-        )
+    if tol is not None:
+        check_one_matrix(matrix.data.shape, _CALLER)
     functions = torch.ops.fastlr if isinstance(matrix.data, Tensor) else _core
     indices, coefficients, numbers = functions.interpolative(
         matrix.data,
@@ -136,14 +134,11 @@ def interpolative(
 def _info(numbers: Tensor, rank: int, reads: int) -> InterpolativeInfo:
     passes, estimate, upper, failure, converged = numbers.detach().unbind(-1)
 
-    def value(each: Tensor) -> Any:
-        return each if each.dim() else each.item()
-
     return InterpolativeInfo(
         method="strong rank-revealing pivoting",
         passes=reads + int(passes.max()) if passes.numel() else 0,
-        error=value(upper),
-        error_estimate=value(estimate),
+        error=number_or_batch(upper),
+        error_estimate=number_or_batch(estimate),
         failure_probability=float(failure.max()) if failure.numel() else 0.0,
         rank=rank,
         converged=bool(converged.all()),

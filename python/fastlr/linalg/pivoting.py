@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
-from fastlr.linalg._arrays import adapt
+from fastlr.linalg._arrays import adapt, check_one_matrix, number_or_batch
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "pivoted_qr"
@@ -181,11 +181,8 @@ def pivoted_qr(
     """
     adapted = adapt(A, _CALLER, batched=True, complex_=True)
     allowed = 0.0 if tol is None else as_real(tol, _CALLER, "tol")
-    if allowed > 0 and adapted.tensor.dim() > 2:
-        raise ValueError(
-            f"{_CALLER}: tol takes one matrix, since ranks differ within a batch; got shape "
-            f"{tuple(adapted.tensor.shape)}"
-        )
+    if allowed > 0:
+        check_one_matrix(adapted.tensor.shape, _CALLER)
     f = None if strong is None else as_real(strong, _CALLER, "strong")
     Q, R, pivots, numbers = torch.ops.fastlr.pivoted_qr(
         adapted.tensor,
@@ -209,14 +206,11 @@ def _info(numbers: Tensor, k: int, n: int, f: float | None) -> PivotedQRInfo:
     error, exchanges, converged, method = numbers.detach().unbind(-1)
     used = sorted({_METHODS[int(index)] for index in method.flatten().tolist()})
 
-    def value(each: Tensor) -> Any:
-        return each if each.dim() else each.item()
-
     return PivotedQRInfo(
         method=" and ".join(used),
         rank=k,
-        error=value(error),
-        exchanges=value(exchanges.long()),
+        error=number_or_batch(error),
+        exchanges=number_or_batch(exchanges.long()),
         bound=math.inf if f is None else math.sqrt(1 + f**2 * k * (n - k)),
         converged=bool(converged.all()),
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_real, as_seed
+from fastlr.linalg._arrays import check_one_matrix, number_or_batch
 from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
@@ -231,11 +232,7 @@ def _check_request(
     as_real(tol, caller, "tol")
     if method not in ("auto", "subspace"):
         raise ValueError(f'{caller}: tol goes with method "auto" or "subspace", got "{method}"')
-    if isinstance(matrix.data, Tensor) and matrix.data.dim() > 2:
-        raise ValueError(
-            f"{caller}: tol takes one matrix, since ranks differ within a batch; got shape "
-            f"{tuple(matrix.data.shape)}"
-        )
+    check_one_matrix(matrix.data.shape, caller)
 
 
 # What a subspace iteration in half the precision computes in.
@@ -253,18 +250,14 @@ def _info(numbers: Tensor, reads: int, computed: torch.dtype) -> SVDInfo:
     passes, estimate, upper, spectral, failure, power_iters, converged, method, lowered = (
         numbers.unbind(-1)
     )
-    batched = numbers.dim() > 1
-
-    def value(each: Tensor) -> Any:
-        return each if batched else each.item()
 
     return SVDInfo(
         method=_METHODS[int(method.flatten()[0])],
         passes=reads + int(passes.max()),
-        error=value(upper),
-        error_estimate=value(estimate),
+        error=number_or_batch(upper),
+        error_estimate=number_or_batch(estimate),
         failure_probability=float(failure.max()),
-        spectral_error=value(spectral),
+        spectral_error=number_or_batch(spectral),
         power_iters=int(power_iters.max()),
         converged=bool(converged.all()),
         precision=_HALVES[computed] if bool(lowered.any()) else computed,
