@@ -4,6 +4,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+# offsets, columns, values, weights, width
+_ObservedRows: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None, int]
+# U, biases
+_RowFactor: TypeAlias = tuple[Tensor, Tensor | None]
+# rows, columns, mean, ridge, (objective, training, validation) of every sweep, converged
+_Completed: TypeAlias = tuple[
+    _RowFactor, _RowFactor, float, float, list[tuple[float, float, float]], bool
+]
+
 class Operator:
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -140,3 +149,31 @@ def lstsq(
     max_iters: int | None,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, float, int, int, int, int, int, bool, bool]: ...
+def observed_rows(
+    rows: Tensor, columns: Tensor, values: Tensor, weights: Tensor | None, count: int, width: int
+) -> _ObservedRows: ...
+def entry_products(observed: _ObservedRows, U: Tensor, V: Tensor) -> Tensor: ...
+def solve_rows(
+    observed: _ObservedRows, V: _RowFactor, ridge: float, weighted: bool
+) -> _RowFactor: ...
+def als(
+    observed: _ObservedRows,
+    validation: _ObservedRows | None,
+    rank: int,
+    most_sweeps: int,
+    tol: float | None,
+    seed: int,
+    ridge: float,
+    weighted: bool,
+    biases: bool,
+    solver: str,
+) -> _Completed: ...
+def altmin(
+    observed: _ObservedRows,
+    validation: _ObservedRows | None,
+    rank: int,
+    most_sweeps: int,
+    tol: float,
+    seed: int,
+    solver: str,
+) -> _Completed: ...

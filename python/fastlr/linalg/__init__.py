@@ -2,6 +2,13 @@
 
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
+from fastlr.linalg.completion import (
+    Completion,
+    CompletionHistory,
+    CompletionInfo,
+    TopK,
+    complete,
+)
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
 from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
@@ -72,6 +79,9 @@ __all__ = [
     "CURResult",
     "CURSearchInfo",
     "CURSearchResult",
+    "Completion",
+    "CompletionHistory",
+    "CompletionInfo",
     "ConvergenceWarning",
     "CrossInfo",
     "CrossResult",
@@ -107,12 +117,14 @@ __all__ = [
     "StreamingSVDResult",
     "TopEigenvector",
     "TopEigenvectorInfo",
+    "TopK",
     "TraceEstimate",
     "TraceInfo",
     "WeightedLowRank",
     "WeightedLowRankInfo",
     "bilinear_lstsq",
     "cluster_matrices",
+    "complete",
     "cross",
     "cur",
     "estimate_norm",
