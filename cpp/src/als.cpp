@@ -80,10 +80,8 @@ class Problem {
   Sweep measure(const RowFactor& U, const RowFactor& V) const {
     const auto fit = squares_left(rows_, U, V);
     const double objective = fit.sum + penalty(U, row_ridge_) + penalty(V, column_ridge_);
-    const double unit = std::ldexp(1.0, -exponent_);
-    return {
-        unit * unit * objective, unit * fit.root_mean(),
-        validation_ ? unit * squares_left(*validation_, U, V).root_mean() : std::numeric_limits<double>::quiet_NaN()};
+    return {objective, fit.root_mean(),
+            validation_ ? squares_left(*validation_, U, V).root_mean() : std::numeric_limits<double>::quiet_NaN()};
   }
 
   Completion unscaled(const RowFactor& U, const RowFactor& V, std::vector<Sweep> sweeps) const {

@@ -268,7 +268,6 @@ def test_weights_are_repeated_observations():
         (60, 40),
         3,
         **options,
-        seed=0,
     )
     # Sums in another order, in five sweeps.
     torch.testing.assert_close(weighted.dense(), repeated.dense(), rtol=0, atol=1e-12)
