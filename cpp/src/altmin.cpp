@@ -55,26 +55,25 @@ at::Tensor turned(const at::Tensor& V, const at::Tensor& W) {
 // Source: Walker, Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
 class Extrapolation {
  public:
-  void forget() { points_.clear(), images_.clear(); }
+  void forget() { *this = {}; }
 
   at::Tensor next(const at::Tensor& point, const at::Tensor& image) {
-    points_.push_back(point), images_.push_back(image);
-    if (points_.size() > kDepth + 1) points_.erase(points_.begin()), images_.erase(images_.begin());
-    const size_t count = points_.size() - 1;
-    if (count == 0) return image;
-    std::vector<at::Tensor> changes, steps;
-    for (size_t i = 0; i < count; ++i) {
-      steps.push_back((images_[i + 1] - images_[i]).flatten());
-      changes.push_back(steps.back() - (points_[i + 1] - points_[i]).flatten());
+    const auto change = (image - point).flatten(), last = image.flatten();
+    if (last_.defined()) {
+      steps_.push_back(last - last_), bends_.push_back(change - change_);
+      if (steps_.size() > kDepth) steps_.erase(steps_.begin()), bends_.erase(bends_.begin());
     }
-    const auto C = at::stack(changes, 1).to(at::kDouble), rest = (image - point).flatten().to(at::kDouble);
+    last_ = last, change_ = change;
+    if (steps_.empty()) return image;
+    const auto B = at::stack(bends_), gram = at::mm(B, B.t()).to(at::kDouble);
     const auto weights =
-        at::mv(at::linalg_pinv(at::mm(C.t(), C), /*rcond=*/1e-12, /*hermitian=*/true), at::mv(C.t(), rest));
-    return image - at::mv(at::stack(steps, 1), weights.to(image.scalar_type())).view_as(image);
+        at::mv(at::linalg_pinv(gram, /*rcond=*/1e-12, /*hermitian=*/true), at::mv(B, change).to(at::kDouble));
+    return image - at::mv(at::stack(steps_).t(), weights.to(image.scalar_type())).view_as(image);
   }
 
  private:
-  std::vector<at::Tensor> points_, images_;
+  at::Tensor last_, change_;
+  std::vector<at::Tensor> steps_, bends_;  // of images and changes
 };
 
 // One factor's side: its entries, and how the rows of the factor are found for the other factor.

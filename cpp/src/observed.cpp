@@ -3,11 +3,14 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "checks.hpp"
-#include "csr_transpose.hpp"
 #include "entry_products.hpp"
 
 namespace fastlr {
@@ -20,21 +23,53 @@ std::pair<at::Tensor, at::Tensor> with_biases(const RowFactor& U, const RowFacto
   return {at::cat({U.U, a, at::ones_like(a)}, 1), at::cat({V.U, at::ones_like(b), b}, 1)};
 }
 
+template <typename T>
+struct Entry {
+  int64_t column;
+  T value, weight;
+};
+
+// By a counting sort. What belongs to an entry is moved together: every place is far from the last one.
+template <typename T>
+void sort_by_rows(const at::Tensor& rows, const ObservedRows& entries, const ObservedRows& sorted) {
+  const int64_t size = rows.numel(), count = sorted.count();
+  const auto *row = rows.const_data_ptr<int64_t>(), *columns = entries.columns.const_data_ptr<int64_t>();
+  const T* values = entries.values.const_data_ptr<T>();
+  const T* weights = entries.weights ? entries.weights->const_data_ptr<T>() : nullptr;
+  auto* offsets = sorted.offsets.mutable_data_ptr<int64_t>();
+  std::fill_n(offsets, count + 1, 0);
+  for (int64_t e = 0; e < size; ++e) ++offsets[row[e] + 1];
+  std::partial_sum(offsets, offsets + count + 1, offsets);
+
+  std::vector<int64_t> next(offsets, offsets + count);
+  const auto places = std::make_unique_for_overwrite<Entry<T>[]>(size);
+  for (int64_t e = 0; e < size; ++e) places[next[row[e]]++] = {columns[e], values[e], weights ? weights[e] : T(1)};
+  auto* sorted_columns = sorted.columns.mutable_data_ptr<int64_t>();
+  T* sorted_values = sorted.values.mutable_data_ptr<T>();
+  T* sorted_weights = sorted.weights ? sorted.weights->mutable_data_ptr<T>() : nullptr;
+  for (int64_t e = 0; e < size; ++e) {
+    sorted_columns[e] = places[e].column;
+    sorted_values[e] = places[e].value;
+    if (sorted_weights) sorted_weights[e] = places[e].weight;
+  }
+}
+
 }  // namespace
 
 ObservedRows observed_rows(const at::Tensor& rows, const at::Tensor& columns, const at::Tensor& values,
                            const std::optional<at::Tensor>& weights, int64_t count, int64_t width) {
-  const int64_t entries = rows.numel();
-  const auto row = rows.contiguous(), place = at::arange(entries, rows.options());
-  const auto offsets = at::empty({count + 1}, rows.options());
-  const auto order = at::empty_like(row), unused = at::empty_like(row);
-  // One row of all entries, whose transpose has them by what was its columns.
-  const int64_t starts[] = {0, entries};
-  kernels::csr_transpose<int64_t, int64_t>(
-      {1, count, starts, row.const_data_ptr<int64_t>(), place.const_data_ptr<int64_t>()},
-      offsets.mutable_data_ptr<int64_t>(), unused.mutable_data_ptr<int64_t>(), order.mutable_data_ptr<int64_t>());
-  ObservedRows observed{offsets, columns.index_select(0, order), values.index_select(0, order), {}, width};
-  if (weights) observed.weights = weights->index_select(0, order);
+  const auto row = rows.contiguous(), column = columns.contiguous(), value = values.contiguous();
+  const auto weight = weights ? std::optional(weights->contiguous()) : std::nullopt;
+  if (row.diff().ge(0).all().item<bool>()) {
+    const auto offsets = at::zeros({count + 1}, row.options());
+    offsets.narrow(0, 1, count).copy_(at::bincount(row, {}, count).cumsum(0));
+    return {offsets, column, value, weight, width};
+  }
+  ObservedRows observed{
+      at::empty({count + 1}, row.options()), at::empty_like(column), at::empty_like(value), {}, width};
+  if (weight) observed.weights = at::empty_like(*weight);
+  AT_DISPATCH_FLOATING_TYPES(value.scalar_type(), "observed_rows",
+                             [&] { sort_by_rows<scalar_t>(row, {{}, column, value, weight, width}, observed); });
   return observed;
 }
 
