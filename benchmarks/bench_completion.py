@@ -2,8 +2,8 @@
 
 Ratings: a matrix of rank 8 with noise, at random places. Fits of 1 and of 6 sweeps are timed: their
 difference is five sweeps, without what comes before. The floor of a sweep is a matrix product of as
-many flops as the Gram matrices of all rows and all columns have, nnz·k² each. `validation` is the root of the
-mean square error on a tenth as many entries. implicit's solver sees the same entries as
+many flops as the Gram matrices of all rows and all columns have, nnz·k² each. `validation` is the
+root of the mean square error on a tenth as many entries. implicit's solver sees the same entries as
 confidences and answers another question: its row is for the time.
 
 Recovery: what is left of the whole matrix, relative; "als" makes sweeps until it is below 1e-6.

@@ -72,13 +72,15 @@ inline void define_completion(pybind11::module_& module) {
   module.def(
       "als",
       [](const Observed& observed, const std::optional<Observed>& validation, int64_t rank, int64_t most_sweeps,
-         std::optional<double> tol, int64_t seed, double ridge, bool weighted, bool biases, const std::string& solver) {
+         std::optional<double> tol, int64_t seed, double ridge, bool weighted, bool biases, const std::string& solver,
+         const std::optional<at::Tensor>& start) {
         const auto left_out = validation ? std::optional(observed_of(*validation)) : std::nullopt;
         return completed(als(observed_of(observed), left_out,
-                             {rank, most_sweeps, tol, seed, ridge, weighted, biases, solver_of(solver)}));
+                             {rank, most_sweeps, tol, seed, ridge, weighted, biases, solver_of(solver), start}));
       },
       py::arg("observed"), py::arg("validation"), py::arg("rank"), py::arg("most_sweeps"), py::arg("tol"),
-      py::arg("seed"), py::arg("ridge"), py::arg("weighted"), py::arg("biases"), py::arg("solver"), Released());
+      py::arg("seed"), py::arg("ridge"), py::arg("weighted"), py::arg("biases"), py::arg("solver"), py::arg("start"),
+      Released());
   module.def(
       "altmin",
       [](const Observed& observed, const std::optional<Observed>& validation, int64_t rank, int64_t most_sweeps,

@@ -59,8 +59,9 @@ class Problem {
     solve_ = {.solver = options.solver, .tolerance = kInexact, .steps = kMostSteps};
   }
 
-  // Rows of such a size that the columns for them are of the same.
+  // The rows that were given, or of such a size that the columns for them are of the same.
   RowFactor start() const {
+    if (options_.start) return {scaled(*options_.start, exponent_ / 2), {}};
     const auto type = rows_.values.options();
     const double size = squares_left(rows_, zero(rows_.count()), zero(rows_.width)).root_mean();
     const double k = static_cast<double>(std::max<int64_t>(options_.rank, 1));

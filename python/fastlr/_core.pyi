@@ -167,6 +167,7 @@ def als(
     weighted: bool,
     biases: bool,
     solver: str,
+    start: Tensor | None,
 ) -> _Completed: ...
 def altmin(
     observed: _ObservedRows,

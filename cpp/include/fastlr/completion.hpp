@@ -95,6 +95,7 @@ struct AlsOptions {
   bool weighted = false;
   bool biases = false;
   RowSolver solver = RowSolver::kCholesky;
+  std::optional<at::Tensor> start = std::nullopt;  // U, in the place of random rows
 };
 
 // Alternating least squares from random rows: V for U, then U for V, until a sweep lowers the objective by no more

@@ -33,6 +33,7 @@ from fastlr.linalg.norms import (
     estimate_norm,
     estimate_rank,
 )
+from fastlr.linalg.nuclear_completion import SoftImputeInfo, SoftImputePath, soft_impute
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.orthonormal import orthonormalize
 from fastlr.linalg.pca import PCA, PCAInfo, pca
@@ -110,6 +111,8 @@ __all__ = [
     "SVDInfo",
     "SVDResult",
     "SketchOperator",
+    "SoftImputeInfo",
+    "SoftImputePath",
     "SpectralDensity",
     "SpectralEstimate",
     "StreamingSVD",
@@ -144,6 +147,7 @@ __all__ = [
     "randomized_eigh",
     "randomized_svd",
     "sketch",
+    "soft_impute",
     "solve_kkt",
     "spectral_density",
     "streaming_svd",

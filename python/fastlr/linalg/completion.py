@@ -15,6 +15,7 @@ from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least, not_ne
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._observed import (
     Observed,
+    ObservedRows,
     as_indices,
     check_rank,
     has_enough,
@@ -47,7 +48,7 @@ class CompletionInfo:
 
     Attributes
     ----------
-    method : {"altmin", "als"}
+    method : {"altmin", "als", "soft_impute"}
     solver : {"cholesky", "cg"}
         What solved the least-squares problems of the rows.
     sweeps : int
@@ -517,7 +518,7 @@ def complete(
     limit = _MOST_SWEEPS[method] if max_sweeps is None else max_sweeps
     most = at_least(limit, 1, _CALLER, "max_sweeps")
     stop = None if tol is None else not_negative(tol, _CALLER, "tol")
-    left_out = _validation(validation, observed)
+    left_out = open_validation(validation, observed, _CALLER)
     solved = solver if solver != "auto" else "cholesky" if k <= _LARGEST_GRAM else "cg"
     key = as_seed(seed, _CALLER)
     penalty = not_negative(ridge, _CALLER, "ridge")
@@ -535,6 +536,7 @@ def complete(
             ridge_by == "entry",
             bool(biases),
             solved,
+            None,
         )
     else:
         if penalty > 0 or biases or ridge_by != "row":
@@ -542,7 +544,7 @@ def complete(
             raise ValueError(f'{_CALLER}: method "altmin" takes no {name}: take method="als"')
         stop = torch.finfo(observed.values.dtype).eps ** 0.75 if stop is None else stop
         result = _core.altmin(by_rows, left_out, k, most, stop, key, solved)
-    completion = _completion(result, observed, by_rows, method, solved, ridge_by == "entry")
+    completion = completion_of(result, observed, by_rows, method, solved, ridge_by == "entry")
     if not completion.info.converged and stop > 0:
         warnings.warn(
             f"{_CALLER}: {most} sweeps were not enough: they left "
@@ -553,9 +555,10 @@ def complete(
     return completion
 
 
-def _completion(
+def completion_of(
     result: Any, observed: Observed, by_rows: Any, method: str, solver: str, weighted: bool
 ) -> Completion:
+    """Make a completion of what the core returned."""
     (U, row_biases), (V, col_biases), mean, ridge, sweeps, converged = result
     self = Completion.__new__(Completion)
     self._U, self._V = U, V
@@ -579,10 +582,11 @@ def _root_mean_square(observed: Observed) -> float:
     return largest * math.sqrt(float(weights @ (values / largest).square() / weights.sum()))
 
 
-def _validation(validation: Any, observed: Observed) -> Any:
+def open_validation(validation: Any, observed: Observed, whose: str) -> ObservedRows | None:
+    """Adapt entries that are left out of the fit of a matrix."""
     if validation is None:
         return None
-    caller = f"{_CALLER}: validation"
+    caller = f"{whose}: validation"
     if isinstance(validation, Sequence):
         if len(validation) != 3:
             raise TypeError(
