@@ -18,6 +18,7 @@ from fastlr.linalg.joint import (
 )
 from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
 from fastlr.linalg.leverage import leverage_scores
+from fastlr.linalg.nonnegative import NMFInfo, NMFResult, SemiNMFResult, nmf, semi_nmf
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -90,6 +91,8 @@ __all__ = [
     "LstsqInfo",
     "LstsqResult",
     "MatrixClusters",
+    "NMFInfo",
+    "NMFResult",
     "NormEstimate",
     "PCAInfo",
     "PivotedQRInfo",
@@ -99,6 +102,7 @@ __all__ = [
     "RescaledSample",
     "SVDInfo",
     "SVDResult",
+    "SemiNMFResult",
     "SketchOperator",
     "SpectralDensity",
     "SpectralEstimate",
@@ -123,6 +127,7 @@ __all__ = [
     "leverage_scores",
     "lstsq",
     "minimize_equality",
+    "nmf",
     "nystrom",
     "orthonormalize",
     "pca",
@@ -131,6 +136,7 @@ __all__ = [
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
+    "semi_nmf",
     "sketch",
     "solve_kkt",
     "spectral_density",
