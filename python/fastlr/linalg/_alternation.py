@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,11 @@ class Data:
     def row_squares(self) -> Tensor:
         """The squared norms of the rows, in double precision."""
         if not self.sparse:
-            return torch.linalg.vector_norm(self.matrix, dim=1, dtype=torch.float64).square()
-        squares = self.matrix.values().double().square()
-        starts = self.matrix.crow_indices()
-        rows = torch.repeat_interleave(starts.diff())
-        return squares.new_zeros(self.shape[0]).index_add_(0, rows, squares)
+            lengths: Tensor = torch.linalg.vector_norm(self.matrix, dim=1, dtype=torch.float64)
+            return lengths.square()
+        entries = self.matrix.values().double()
+        rows = torch.repeat_interleave(self.matrix.crow_indices().diff())
+        return entries.new_zeros(self.shape[0]).index_add_(0, rows, entries.square())
 
     def squared_error(self, X: Tensor, V: Tensor) -> float:
         """‖A − X·Vᵀ‖². Sparse data by inner products, unless these would cancel."""
@@ -211,19 +211,22 @@ def alternate(
     passes = data.passes(0, X.shape[1])
     X, V = unit_columns(X, V)
     decreases: list[float] = []
-    of_right = math.inf
+    of_right, last = math.inf, max_iters
     while True:
         next_X, (decrease, of_left, _) = nonnegative_rows(
             X, V.mT @ V, data.matrix @ V, passes=passes, penalty=penalty
         )
         residual = math.hypot(of_left, of_right) / data.norm
-        # What rounding alone would gain.
-        stalled = bool(decreases) and decreases[-1] <= (data.roundoff * data.norm) ** 2
-        if residual <= tol or len(decreases) == max_iters or stalled:
+        if residual <= tol or len(decreases) == last:
             break
         X, V, gained, of_right = right(next_X, V, next_X.mT @ next_X, data.adjoint @ next_X)
         decreases.append(decrease + gained)
-        X, V = _revived(data, X, V, penalty, signed)
+        if len(decreases) == last:
+            continue
+        X, V, seeded = _seeded(data, X, V, penalty, signed)
+        # What rounding alone would gain; a new component has yet to.
+        if not seeded and decreases[-1] <= (data.roundoff * data.norm) ** 2:
+            last = len(decreases)
     X, V = _by_size(*unit_columns(X, V))
     return _outcome(data, X, V, penalty, decreases, residual)
 
@@ -259,16 +262,17 @@ def _by_size(X: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return X[:, order], torch.where(sizes > 0, V, 0)[:, order]
 
 
-def _revived(
+def _seeded(
     data: Data, X: Tensor, V: Tensor, penalty: float, signed: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Give components that are zero the rows of A that are approximated worst, to begin with.
 
-    X is zero there, so that the objective is the same until the next step.
+    X is zero there, so that the objective is the same until the next step. Returns X and V, and
+    whether V has new columns.
     """
     dead = ((X == 0).all(0) | (V == 0).all(0)).nonzero()[:, 0]
     if not len(dead):
-        return X, V
+        return X, V, False
     X, V = X.index_fill(1, dead, 0), V.index_fill(1, dead, 0)
     squares = data.row_squares()
     fitted = (data.matrix @ V - 0.5 * X @ (V.mT @ V)).double()
@@ -281,4 +285,4 @@ def _revived(
     # Shorter ones would not be used, or are rounding.
     useful = lengths > penalty + _ROUNDING * data.roundoff * squares[worst].sqrt()
     V[:, dead[: len(worst)][useful]] = (rows / lengths)[:, useful]
-    return X, V
+    return X, V, bool(useful.any())

@@ -37,7 +37,7 @@ def random_start(A: Tensor, rank: int, seed: int, kind: str) -> tuple[Tensor, Te
 
 
 def signed_start(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The parts of either sign of leading left singular vectors, with the right ones: the largest."""
+    """The largest parts of one sign of leading left singular vectors, with the right ones."""
     U, S, Vh = randomized_svd(A, min(rank, *A.shape), seed=seed)
     X = torch.cat([U.clamp_min(0), (-U).clamp_min(0)], 1) * S.repeat(2)
     V = torch.cat([Vh.mT, -Vh.mT], 1)
@@ -70,7 +70,8 @@ def _positive_vector(U: Tensor) -> Tensor | None:
         u = U @ (U.mT @ target)
         least, most = u.aminmax()
         if float(least) >= _POSITIVE * float(most) > 0:
-            return u / torch.linalg.vector_norm(u)
+            unit: Tensor = u / torch.linalg.vector_norm(u)
+            return unit
         target = u.clamp_min(2 * _POSITIVE * float(u.abs().max()))
     return None
 
