@@ -50,6 +50,11 @@ def sparse(o, i, density, dtype=torch.float64):
     return matrix(o, i, dtype)[kept], pack_mask(kept)
 
 
+def nonnegative_rows(m, k, dtype=torch.float64):
+    """A nonnegative matrix, a Gram matrix, and right-hand sides."""
+    return matrix(m, k, dtype).abs(), weight(k, dtype) / (2 * k), matrix(m + 1, k, dtype)[1:]
+
+
 SKETCHES = ("gaussian", "rademacher", "sparse_sign", "countsketch", "srht", "uniform")
 
 
@@ -212,6 +217,14 @@ SAMPLES = {
         ],
         False,
     ),
+    "nonnegative_rows": (
+        [
+            (*nonnegative_rows(19, 5), 0.1, 4, 0.01),
+            (*nonnegative_rows(8, 12, torch.float32), 0.0, 20, 0.0),
+            (*nonnegative_rows(3, 2), 0.5, 0, 0.0),
+        ],
+        False,
+    ),
     "sparse_expand": (
         [(*sparse(5, 11, 0.6), 11), (*sparse(4, 70, 0.3, torch.float32), 70)],
         True,
@@ -260,6 +273,7 @@ EMPTY = {
     "sketch_apply": (torch.empty(0, 5), "srht", 2, 4, 1, 1, 0),
     "sketch_adjoint": (torch.empty(2, 0), "sparse_sign", 2, 4, 1, 1, 0, 4),
     "orthonormalize": (torch.empty(0, 3),),
+    "nonnegative_rows": (torch.empty(0, 3), torch.eye(3), torch.empty(0, 3), 0.0, 2, 0.0),
     "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", "full", False, 0),
 }
 

@@ -9,6 +9,7 @@
 
 #include <fastlr/incremental_svd.hpp>
 #include <fastlr/joint_svd.hpp>
+#include <fastlr/nonnegative_rows.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/pivoted_qr.hpp>
 #include <fastlr/random.hpp>
@@ -205,6 +206,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_
       at::tensor({r.error, r.norm, static_cast<double>(r.randomized), static_cast<double>(r.converged)}, at::kDouble)};
 }
 
+std::tuple<at::Tensor, at::Tensor> nonnegative_rows(const at::Tensor& X, const at::Tensor& G, const at::Tensor& B,
+                                                    double penalty, int64_t passes, double tol) {
+  const auto r = fastlr::nonnegative_rows(X, G, B, {penalty, passes, tol});
+  return {r.X, at::tensor({r.decrease, r.before, r.after}, at::kDouble)};
+}
+
 // Under autocast a product is taken in the lower type, as that of a dense layer is.
 at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
   const auto device = X.device().type();
@@ -235,6 +242,7 @@ void register_kernels(torch::Library& library) {
   library.impl("incremental_compose", TORCH_FN(fastlr::compose));
   library.impl("incremental_compress", TORCH_FN(incremental_compress));
   library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
+  library.impl("nonnegative_rows", TORCH_FN(nonnegative_rows));
   library.impl("sparse_expand", TORCH_FN(fastlr::sparse_expand));
   library.impl("sparse_gather", TORCH_FN(fastlr::sparse_gather));
   library.impl("sparse_linear", TORCH_FN(fastlr::sparse_linear));
@@ -278,6 +286,8 @@ TORCH_LIBRARY(fastlr, library) {
       "(Tensor U, Tensor S, Tensor Vh, Tensor error)");
   def("weighted_low_rank(Tensor W, Tensor? left, Tensor? left_vectors, Tensor? right, Tensor? right_vectors, "
       "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
+  def("nonnegative_rows(Tensor X, Tensor G, Tensor B, float penalty, int passes, float tol) -> "
+      "(Tensor X, Tensor info)");
   def("sparse_expand(Tensor values, Tensor mask, SymInt columns) -> Tensor");
   def("sparse_gather(Tensor matrix, Tensor mask, SymInt nonzeros) -> Tensor");
   def("sparse_linear(Tensor X, Tensor values, Tensor mask) -> Tensor");

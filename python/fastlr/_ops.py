@@ -241,6 +241,13 @@ def _(
     )
 
 
+@torch.library.register_fake("fastlr::nonnegative_rows")
+def _(
+    X: Tensor, G: Tensor, B: Tensor, penalty: float, passes: int, tol: float
+) -> tuple[Tensor, Tensor]:
+    return X.new_empty(X.shape), torch.empty((3,), dtype=torch.float64, device="cpu")
+
+
 def _require_one_device(name: str, *tensors: Tensor) -> None:
     """Also where only some are on the meta device: the result would be memory without content."""
     devices = {tensor.device for tensor in tensors}
@@ -441,3 +448,4 @@ _not_differentiable("incremental_append", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compose", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("incremental_compress", "fastlr.linalg.IncrementalSVD")
 _not_differentiable("weighted_low_rank", "fastlr.linalg.weighted_low_rank")
+_not_differentiable("nonnegative_rows", "fastlr.linalg.nmf or semi_nmf")

@@ -25,6 +25,7 @@ from fastlr.linalg.joint import (
 )
 from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
 from fastlr.linalg.leverage import leverage_scores
+from fastlr.linalg.nonnegative import NMFInfo, NMFResult, SemiNMFResult, nmf, semi_nmf
 from fastlr.linalg.norms import (
     EstimateInfo,
     NormEstimate,
@@ -101,6 +102,8 @@ __all__ = [
     "LstsqInfo",
     "LstsqResult",
     "MatrixClusters",
+    "NMFInfo",
+    "NMFResult",
     "NormEstimate",
     "PCAInfo",
     "PivotedQRInfo",
@@ -110,6 +113,7 @@ __all__ = [
     "RescaledSample",
     "SVDInfo",
     "SVDResult",
+    "SemiNMFResult",
     "SketchOperator",
     "SoftImputeInfo",
     "SoftImputePath",
@@ -138,6 +142,7 @@ __all__ = [
     "leverage_scores",
     "lstsq",
     "minimize_equality",
+    "nmf",
     "nystrom",
     "orthonormalize",
     "pca",
@@ -146,6 +151,7 @@ __all__ = [
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
+    "semi_nmf",
     "sketch",
     "soft_impute",
     "solve_kkt",
