@@ -35,7 +35,7 @@ def planted(dtype: Any) -> Any:
 
 
 def documents() -> Any:
-    """20000 documents of 100 words each, of 8000: topics whose words follow Zipf's law; log(1 + count)."""
+    """20000 documents of 100 words of 8000: topics with words by Zipf's law; log(1 + count)."""
     rng = np.random.default_rng(0)
     count, words, length, topics = 20000, 8000, 100, 30
     ranks = rng.permuted(np.tile(np.arange(words), (topics, 1)), axis=1)
@@ -118,7 +118,6 @@ def compare(session: Session, title: str, A: Any) -> None:
             }
 
         cases.append(Case(name, lambda run=run, count=count: run(count), quality))
-    W, H = start
     matrix = torch.from_numpy(A) if isinstance(A, np.ndarray) else A
     left, right = (torch.from_numpy(f) if isinstance(A, np.ndarray) else f for f in start)
     floor = Case("two products", lambda: (matrix @ right.T, matrix.T @ left))
