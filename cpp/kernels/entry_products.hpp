@@ -11,4 +11,9 @@ template <typename T>
 void entry_products_cpu(const int64_t* offsets, const int64_t* columns, int64_t count, const T* U, const T* V,
                         int64_t k, T* out);
 
+// The same on a GPU; `stream` is a cudaStream_t.
+template <typename T>
+void entry_products_cuda(const int64_t* offsets, const int64_t* columns, int64_t count, const T* U, const T* V,
+                         int64_t k, T* out, void* stream);
+
 }  // namespace fastlr::kernels

@@ -32,6 +32,14 @@ template <typename T>
 void solve_rows_by_gradients_cpu(const RowSystems<T>& systems, const T* factor, int64_t k, double tolerance,
                                  int64_t steps, T* solutions);
 
+// The same on a GPU, for an order of the normal equations that fits its shared memory; `stream` is a cudaStream_t.
+template <typename T>
+void solve_rows_cuda(const RowSystems<T>& systems, const T* factor, int64_t k, T* solutions, T* intercepts,
+                     bool* definite, void* stream);
+template <typename T>
+void solve_rows_by_gradients_cuda(const RowSystems<T>& systems, const T* factor, int64_t k, double tolerance,
+                                  int64_t steps, T* solutions, void* stream);
+
 // Entries of a row of a factor that the vectors of every processor divide.
 constexpr int64_t kLine = 16;
 

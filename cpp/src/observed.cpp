@@ -13,6 +13,11 @@
 #include "checks.hpp"
 #include "entry_products.hpp"
 
+#ifdef FASTLR_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 namespace fastlr {
 namespace {
 
@@ -54,16 +59,47 @@ void sort_by_rows(const at::Tensor& rows, const ObservedRows& entries, const Obs
   }
 }
 
+template <typename T>
+void multiply(const ObservedRows& observed, const at::Tensor& U, const at::Tensor& V, const at::Tensor& products) {
+  const auto *offsets = observed.offsets.const_data_ptr<int64_t>(),
+             *columns = observed.columns.const_data_ptr<int64_t>();
+#ifdef FASTLR_WITH_CUDA
+  if (U.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(U.device());
+    kernels::entry_products_cuda<T>(offsets, columns, observed.count(), U.const_data_ptr<T>(), V.const_data_ptr<T>(),
+                                    U.size(1), products.mutable_data_ptr<T>(),
+                                    c10::cuda::getCurrentCUDAStream().stream());
+    return;
+  }
+#endif
+  kernels::entry_products_cpu<T>(offsets, columns, observed.count(), U.const_data_ptr<T>(), V.const_data_ptr<T>(),
+                                 U.size(1), products.mutable_data_ptr<T>());
+}
+
+void check_device(const at::Tensor& entries) {
+#ifdef FASTLR_WITH_CUDA
+  if (entries.is_cuda()) return;
+#endif
+  TORCH_CHECK_VALUE(entries.is_cpu(), "complete: this build of fastlr has no kernel for device ", entries.device(),
+                    "; rebuild it where torch and nvcc have CUDA");
+}
+
 }  // namespace
 
 ObservedRows observed_rows(const at::Tensor& rows, const at::Tensor& columns, const at::Tensor& values,
                            const std::optional<at::Tensor>& weights, int64_t count, int64_t width) {
+  check_device(values);
   const auto row = rows.contiguous(), column = columns.contiguous(), value = values.contiguous();
   const auto weight = weights ? std::optional(weights->contiguous()) : std::nullopt;
   if (row.diff().ge(0).all().item<bool>()) {
     const auto offsets = at::zeros({count + 1}, row.options());
     offsets.narrow(0, 1, count).copy_(at::bincount(row, {}, count).cumsum(0));
     return {offsets, column, value, weight, width};
+  }
+  if (!row.is_cpu()) {
+    const auto order = at::argsort(row, /*stable=*/true);
+    return observed_rows(row.index_select(0, order), column.index_select(0, order), value.index_select(0, order),
+                         weight ? std::optional(weight->index_select(0, order)) : std::nullopt, count, width);
   }
   ObservedRows observed{
       at::empty({count + 1}, row.options()), at::empty_like(column), at::empty_like(value), {}, width};
@@ -79,14 +115,9 @@ ObservedRows transposed(const ObservedRows& observed) {
 }
 
 at::Tensor entry_products(const ObservedRows& observed, const at::Tensor& U, const at::Tensor& V) {
-  const auto left = U.contiguous(), right = V.contiguous();
   const auto products = at::empty_like(observed.values);
-  AT_DISPATCH_FLOATING_TYPES(U.scalar_type(), "entry_products", [&] {
-    kernels::entry_products_cpu<scalar_t>(observed.offsets.const_data_ptr<int64_t>(),
-                                          observed.columns.const_data_ptr<int64_t>(), observed.count(),
-                                          left.const_data_ptr<scalar_t>(), right.const_data_ptr<scalar_t>(),
-                                          left.size(1), products.mutable_data_ptr<scalar_t>());
-  });
+  AT_DISPATCH_FLOATING_TYPES(U.scalar_type(), "entry_products",
+                             [&] { multiply<scalar_t>(observed, U.contiguous(), V.contiguous(), products); });
   return products;
 }
 

@@ -7,6 +7,11 @@
 
 #include "checks.hpp"
 
+#ifdef FASTLR_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
 namespace fastlr {
 namespace {
 
@@ -61,6 +66,39 @@ at::Tensor shortest(const ObservedRows& observed, int64_t row, const RowFactor& 
       .to(V.U.scalar_type());
 }
 
+template <typename T>
+void solve(const kernels::RowSystems<T>& systems, const at::Tensor& factor, const RowFactor& result,
+           const at::Tensor& definite) {
+  const int64_t k = factor.size(1);
+  T* intercepts = result.bias ? result.bias->mutable_data_ptr<T>() : nullptr;
+#ifdef FASTLR_WITH_CUDA
+  if (factor.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(factor.device());
+    kernels::solve_rows_cuda<T>(systems, factor.const_data_ptr<T>(), k, result.U.mutable_data_ptr<T>(), intercepts,
+                                definite.mutable_data_ptr<bool>(), c10::cuda::getCurrentCUDAStream().stream());
+    return;
+  }
+#endif
+  kernels::solve_rows_cpu<T>(systems, factor.const_data_ptr<T>(), k, result.U.mutable_data_ptr<T>(), intercepts,
+                             definite.mutable_data_ptr<bool>());
+}
+
+template <typename T>
+void descend(const kernels::RowSystems<T>& systems, const at::Tensor& factor, const RowOptions& options,
+             const at::Tensor& solutions) {
+#ifdef FASTLR_WITH_CUDA
+  if (factor.is_cuda()) {
+    const c10::cuda::CUDAGuard guard(factor.device());
+    kernels::solve_rows_by_gradients_cuda<T>(systems, factor.const_data_ptr<T>(), factor.size(1), options.tolerance,
+                                             options.steps, solutions.mutable_data_ptr<T>(),
+                                             c10::cuda::getCurrentCUDAStream().stream());
+    return;
+  }
+#endif
+  kernels::solve_rows_by_gradients_cpu<T>(systems, factor.const_data_ptr<T>(), factor.size(1), options.tolerance,
+                                          options.steps, solutions.mutable_data_ptr<T>());
+}
+
 RowFactor solve_by_cholesky(const ObservedRows& observed, const RowFactor& V, const Ridge& ridge) {
   const int64_t count = observed.count(), k = V.U.size(1);
   const auto factor = V.U.contiguous();
@@ -68,10 +106,7 @@ RowFactor solve_by_cholesky(const ObservedRows& observed, const RowFactor& V, co
   if (V.bias) result.bias = at::empty({count}, factor.options());
   const auto definite = at::empty({count}, factor.options().dtype(at::kBool));
   AT_DISPATCH_FLOATING_TYPES(factor.scalar_type(), "solve_rows", [&] {
-    kernels::solve_rows_cpu<scalar_t>(systems_of<scalar_t>(observed, V.bias, ridge), factor.const_data_ptr<scalar_t>(),
-                                      k, result.U.mutable_data_ptr<scalar_t>(),
-                                      result.bias ? result.bias->mutable_data_ptr<scalar_t>() : nullptr,
-                                      definite.mutable_data_ptr<bool>());
+    solve<scalar_t>(systems_of<scalar_t>(observed, V.bias, ridge), factor, result, definite);
   });
   const auto open = definite.logical_not().nonzero().squeeze(1);
   for (int64_t i = 0; i < open.size(0); ++i) {
@@ -95,9 +130,7 @@ RowFactor solve_by_gradients(const ObservedRows& observed, const RowFactor& V, c
   const auto factor = padded(with_ones(V)), solutions = padded(start);
   const Ridge penalties{ridge.rows, padded(ridge.unknowns)};
   AT_DISPATCH_FLOATING_TYPES(factor.scalar_type(), "solve_rows", [&] {
-    kernels::solve_rows_by_gradients_cpu<scalar_t>(systems_of<scalar_t>(observed, V.bias, penalties),
-                                                   factor.const_data_ptr<scalar_t>(), factor.size(1), options.tolerance,
-                                                   options.steps, solutions.mutable_data_ptr<scalar_t>());
+    descend<scalar_t>(systems_of<scalar_t>(observed, V.bias, penalties), factor, options, solutions);
   });
   return split(solutions.narrow(1, 0, start.size(1)), V.bias.has_value());
 }
