@@ -18,9 +18,6 @@
 namespace fastlr {
 namespace {
 
-// Rows and columns with more entries than this multiple of the mean, or the rank, would be singular vectors of their
-// own.
-constexpr double kTrimmed = 2;
 constexpr int64_t kStartIters = 2;
 // Steps that are extrapolated from, and what is left of the entries when that begins: before, the error is no linear
 // function of the factors.
@@ -101,25 +98,15 @@ class Side {
   at::Tensor ones_;
 };
 
-// The left singular vectors and singular values of the observed entries, in the place of the others zeros, without
-// the entries of rows and columns that have too many: times the part that is observed, it is the matrix on average.
+// The leading left singular vectors and values of the observed entries with zeros in the place of the others: times the
+// part that is observed, that is the matrix on average. Rows and columns with many entries are not trimmed, as they are
+// in the paper: where they were, more sweeps were needed.
 std::pair<at::Tensor, at::Tensor> spectral_start(const ObservedRows& observed, double part,
                                                  const AltminOptions& options) {
-  const int64_t m = observed.count(), n = observed.width, entries = observed.values.numel();
-  const auto in_rows = observed.offsets.diff();
-  const auto rows = at::repeat_interleave(in_rows);
-  const auto in_columns = at::bincount(observed.columns, {}, n);
-  const auto fits = [&](const at::Tensor& counts, int64_t size) {
-    return counts.to(at::kDouble)
-        .le(kTrimmed *
-            std::max(static_cast<double>(entries) / static_cast<double>(size), static_cast<double>(options.rank)));
-  };
-  const auto kept =
-      fits(in_rows, m).index_select(0, rows).logical_and_(fits(in_columns, n).index_select(0, observed.columns));
-  auto values = observed.values * kept;
-  if (observed.weights) values = values * observed.weights->gt(0);
-  const auto A = at::_sparse_csr_tensor_unsafe(observed.offsets, observed.columns, values, {m, n}, values.scalar_type(),
-                                               at::kSparseCsr, values.device(), std::nullopt);
+  const auto values = observed.weights ? observed.values * observed.weights->gt(0) : observed.values;
+  const auto A =
+      at::_sparse_csr_tensor_unsafe(observed.offsets, observed.columns, values, {observed.count(), observed.width},
+                                    values.scalar_type(), at::kSparseCsr, values.device(), std::nullopt);
   const auto svd =
       randomized_svd(as_operator(A), {.rank = options.rank, .power_iters = kStartIters, .seed = options.seed});
   return {svd.U, svd.S / part};
