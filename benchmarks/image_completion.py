@@ -71,7 +71,7 @@ def plot(images: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        1, len(images), figsize=(3 * len(images), 3.15), layout="constrained"
+        1, len(images), figsize=(3 * len(images), 3.3), layout="constrained"
     )
     for panel, (title, image) in zip(axes, images.items(), strict=True):
         panel.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -1,7 +1,6 @@
 // Completion as Python calls it: observed entries, factors and sweeps as tuples.
 #pragma once
 
-#include <ATen/ops/ones.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -20,8 +19,9 @@ namespace fastlr::bindings {
 using Observed = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::optional<at::Tensor>, int64_t>;
 // U, biases
 using Factor = std::tuple<at::Tensor, std::optional<at::Tensor>>;
-// rows, columns, mean, ridge, (objective, training, validation) of every sweep, converged
-using Completed = std::tuple<Factor, Factor, double, double, std::vector<std::tuple<double, double, double>>, bool>;
+// rows, columns, mean, ridge, bias ridge, (objective, training, validation) of every sweep, converged
+using Completed =
+    std::tuple<Factor, Factor, double, double, double, std::vector<std::tuple<double, double, double>>, bool>;
 
 inline ObservedRows observed_of(const Observed& entries) {
   const auto& [offsets, columns, values, weights, width] = entries;
@@ -35,9 +35,10 @@ inline RowSolver solver_of(const std::string& name) {
 }
 
 inline Completed completed(const Completion& r) {
-  Completed result{{r.rows.U, r.rows.bias}, {r.columns.U, r.columns.bias}, r.mean, r.ridge, {}, r.converged};
+  Completed result{
+      {r.rows.U, r.rows.bias}, {r.columns.U, r.columns.bias}, r.mean, r.ridge, r.bias_ridge, {}, r.converged};
   for (const auto& sweep : r.sweeps)
-    std::get<4>(result).emplace_back(sweep.objective, sweep.training, sweep.validation);
+    std::get<5>(result).emplace_back(sweep.objective, sweep.training, sweep.validation);
   return result;
 }
 
@@ -61,26 +62,26 @@ inline void define_completion(pybind11::module_& module) {
       py::arg("observed"), py::arg("U"), py::arg("V"), Released());
   module.def(
       "solve_rows",
-      [](const Observed& observed, const Factor& V, double ridge, bool weighted) {
+      [](const Observed& observed, const Factor& V, double ridge, double bias_ridge, bool weighted) {
         const auto entries = observed_of(observed);
         const auto factor = factor_of(V);
-        const auto unknowns = at::ones({factor.U.size(1) + factor.bias.has_value()}, factor.U.options());
-        const auto r = solve_rows(entries, factor, ridge_of(entries, ridge, weighted, unknowns), {});
+        const auto of_bias = factor.bias ? std::optional(bias_ridge) : std::nullopt;
+        const auto r = solve_rows(entries, factor, ridge_of(entries, factor.U.size(1), ridge, of_bias, weighted), {});
         return Factor{r.U, r.bias};
       },
-      py::arg("observed"), py::arg("V"), py::arg("ridge"), py::arg("weighted"), Released());
+      py::arg("observed"), py::arg("V"), py::arg("ridge"), py::arg("bias_ridge"), py::arg("weighted"), Released());
   module.def(
       "als",
       [](const Observed& observed, const std::optional<Observed>& validation, int64_t rank, int64_t most_sweeps,
-         std::optional<double> tol, int64_t seed, double ridge, bool weighted, bool biases, const std::string& solver,
-         const std::optional<at::Tensor>& start) {
+         std::optional<double> tol, int64_t seed, double ridge, bool weighted, std::optional<double> bias_ridge,
+         const std::string& solver, const std::optional<at::Tensor>& start) {
         const auto left_out = validation ? std::optional(observed_of(*validation)) : std::nullopt;
         return completed(als(observed_of(observed), left_out,
-                             {rank, most_sweeps, tol, seed, ridge, weighted, biases, solver_of(solver), start}));
+                             {rank, most_sweeps, tol, seed, ridge, weighted, bias_ridge, solver_of(solver), start}));
       },
       py::arg("observed"), py::arg("validation"), py::arg("rank"), py::arg("most_sweeps"), py::arg("tol"),
-      py::arg("seed"), py::arg("ridge"), py::arg("weighted"), py::arg("biases"), py::arg("solver"), py::arg("start"),
-      Released());
+      py::arg("seed"), py::arg("ridge"), py::arg("weighted"), py::arg("bias_ridge"), py::arg("solver"),
+      py::arg("start"), Released());
   module.def(
       "altmin",
       [](const Observed& observed, const std::optional<Observed>& validation, int64_t rank, int64_t most_sweeps,

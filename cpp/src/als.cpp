@@ -45,17 +45,14 @@ class Problem {
     const auto centred = [&](const ObservedRows& part) {
       return with_values(part, scaled(part.values, exponent_) - mean_);
     };
-    if (options.biases) mean_ = mean_of(with_values(observed, scaled(observed.values, exponent_)));
+    if (options.bias_ridge) mean_ = mean_of(with_values(observed, scaled(observed.values, exponent_)));
     rows_ = centred(observed);
     columns_ = transposed(rows_);
     if (validation) validation_ = centred(*validation);
-    // A larger ridge than this leaves nothing of values below 1.
+    // A larger ridge than this leaves nothing of values below 1. Biases are scaled as the values are, and no factors.
     const double ridge = std::min(std::ldexp(options.ridge, exponent_), std::ldexp(1.0, 100));
-    auto unknowns = at::ones({options.rank}, observed.values.options());
-    // A bias is scaled as the values are, and no factor.
-    if (options.biases) unknowns = at::cat({unknowns, at::full({1}, std::ldexp(1.0, -exponent_), unknowns.options())});
-    row_ridge_ = ridge_of(rows_, ridge, options.weighted, unknowns);
-    column_ridge_ = ridge_of(columns_, ridge, options.weighted, unknowns);
+    row_ridge_ = ridge_of(rows_, options.rank, ridge, options.bias_ridge, options.weighted);
+    column_ridge_ = ridge_of(columns_, options.rank, ridge, options.bias_ridge, options.weighted);
     solve_ = {.solver = options.solver, .tolerance = kInexact, .steps = kMostSteps};
   }
 
@@ -93,14 +90,15 @@ class Problem {
       if (F.bias) result.bias = scaled(*F.bias, -exponent_);
       return result;
     };
-    return {factor(U), factor(V), unit * mean_, options_.ridge, std::move(sweeps), false};
+    return {factor(U),         factor(V), unit * mean_, options_.ridge, options_.bias_ridge.value_or(0),
+            std::move(sweeps), false};
   }
 
  private:
   RowFactor zero(int64_t count) const {
     const auto type = rows_.values.options();
     RowFactor result{at::zeros({count, options_.rank}, type), {}};
-    if (options_.biases) result.bias = at::zeros({count}, type);
+    if (options_.bias_ridge) result.bias = at::zeros({count}, type);
     return result;
   }
 

@@ -137,14 +137,17 @@ RowFactor solve_by_gradients(const ObservedRows& observed, const RowFactor& V, c
 
 }  // namespace
 
-Ridge ridge_of(const ObservedRows& observed, double ridge, bool weighted, const at::Tensor& unknowns) {
-  const auto type = observed.values.scalar_type();
-  if (!weighted) return {at::full({observed.count()}, ridge, observed.values.options()), unknowns};
+Ridge ridge_of(const ObservedRows& observed, int64_t rank, double ridge, std::optional<double> bias_ridge,
+               bool weighted) {
+  const auto type = observed.values.options();
+  auto unknowns = at::full({rank}, ridge, type);
+  if (bias_ridge) unknowns = at::cat({unknowns, at::full({1}, *bias_ridge, type)});
+  if (!weighted) return {at::ones({observed.count()}, type), unknowns};
   const auto counts = observed.offsets.diff();
-  if (!observed.weights) return {ridge * counts.to(type), unknowns};
-  const auto sums = at::zeros({observed.count()}, observed.values.options().dtype(at::kDouble));
+  if (!observed.weights) return {counts.to(type.dtype().toScalarType()), unknowns};
+  const auto sums = at::zeros({observed.count()}, type.dtype(at::kDouble));
   sums.index_add_(0, at::repeat_interleave(counts), observed.weights->to(at::kDouble));
-  return {(ridge * sums).to(type), unknowns};
+  return {sums.to(observed.values.scalar_type()), unknowns};
 }
 
 RowFactor solve_rows(const ObservedRows& observed, const RowFactor& V, const Ridge& ridge, const RowOptions& options,

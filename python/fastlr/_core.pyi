@@ -8,9 +8,10 @@ from torch import Tensor
 _ObservedRows: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None, int]
 # U, biases
 _RowFactor: TypeAlias = tuple[Tensor, Tensor | None]
-# rows, columns, mean, ridge, (objective, training, validation) of every sweep, converged
+# rows, columns, mean, ridge, bias ridge, (objective, training, validation) of every sweep,
+# converged
 _Completed: TypeAlias = tuple[
-    _RowFactor, _RowFactor, float, float, list[tuple[float, float, float]], bool
+    _RowFactor, _RowFactor, float, float, float, list[tuple[float, float, float]], bool
 ]
 
 class Operator:
@@ -154,7 +155,7 @@ def observed_rows(
 ) -> _ObservedRows: ...
 def entry_products(observed: _ObservedRows, U: Tensor, V: Tensor) -> Tensor: ...
 def solve_rows(
-    observed: _ObservedRows, V: _RowFactor, ridge: float, weighted: bool
+    observed: _ObservedRows, V: _RowFactor, ridge: float, bias_ridge: float, weighted: bool
 ) -> _RowFactor: ...
 def als(
     observed: _ObservedRows,
@@ -165,7 +166,7 @@ def als(
     seed: int,
     ridge: float,
     weighted: bool,
-    biases: bool,
+    bias_ridge: float | None,
     solver: str,
     start: Tensor | None,
 ) -> _Completed: ...

@@ -45,8 +45,10 @@ struct Ridge {
   at::Tensor rows, unknowns;
 };
 
-// `ridge` for every row, or that times the weight of all entries of the row.
-Ridge ridge_of(const ObservedRows& observed, double ridge, bool weighted, const at::Tensor& unknowns);
+// `ridge` for the unknowns of a row of U (rank of them) and `bias_ridge` for a bias; where it is weighted, times the
+// weight of all entries of the row.
+Ridge ridge_of(const ObservedRows& observed, int64_t rank, double ridge, std::optional<double> bias_ridge,
+               bool weighted);
 
 // The rows of a factor, and what is added to all entries of a row (count), where it is wanted.
 struct RowFactor {
@@ -81,7 +83,7 @@ struct Sweep {
 struct Completion {
   RowFactor rows, columns;
   double mean = 0;
-  double ridge = 0;  // with which the rows were found for the columns, last
+  double ridge = 0, bias_ridge = 0;  // with which the rows were found for the columns, last
   std::vector<Sweep> sweeps;
   bool converged = false;
 };
@@ -93,7 +95,7 @@ struct AlsOptions {
   int64_t seed = 0;
   double ridge = 0;
   bool weighted = false;
-  bool biases = false;
+  std::optional<double> bias_ridge = std::nullopt;  // nothing: no biases
   RowSolver solver = RowSolver::kCholesky;
   std::optional<at::Tensor> start = std::nullopt;  // U, in the place of random rows
 };

@@ -165,6 +165,7 @@ class Completion(State):
         "biases",
         "mean",
         "ridge",
+        "bias_ridge",
         "weighted",
         "seen",
         "sweeps",
@@ -178,6 +179,7 @@ class Completion(State):
     _biases: tuple[Tensor, Tensor] | None
     _mean: float
     _ridge: float
+    _bias_ridge: float
     _weighted: bool
     _seen: tuple[Tensor, Tensor]  # offsets and columns of the observed entries
     _sweeps: list[tuple[float, float, float]]
@@ -368,6 +370,7 @@ class Completion(State):
             (offsets, columns, centred, weighing, n),
             (self._V, column_biases),
             self._ridge,
+            self._bias_ridge,
             self._weighted,
         )
         folded = Completion.__new__(Completion)
@@ -401,6 +404,7 @@ def complete(
     ridge: float = 0.0,
     ridge_by: Literal["row", "entry"] = "row",
     biases: bool = False,
+    bias_ridge: float | None = None,
     mask: Any = None,
     weights: Any = None,
     solver: Solver = "auto",
@@ -430,12 +434,15 @@ def complete(
         "altmin": alternating minimization for entries that a matrix of this rank fits, exactly or
         up to noise. "als": alternating least squares with a ridge, for ratings.
     ridge : float
-        For "als": ρ in Σ w·(value − entry)² + ρ·(‖U‖² + ‖V‖² + ‖biases‖²). "altmin" finds its own.
+        For "als": ρ in Σ w·(value − entry)² + ρ·(‖U‖² + ‖V‖²). "altmin" finds its own.
     ridge_by : {"row", "entry"}
-        For "als": "entry" multiplies the ridge of a row of U or V by the weight of its
-        observations (weighted-λ regularization).
+        For "als": "entry" multiplies the ridges of a row of U or V, and of its bias, by the weight
+        of its observations (weighted-λ regularization).
     biases : bool
         For "als": entries are ``mean + row_bias + col_bias + U @ V.T``.
+    bias_ridge : float, optional
+        The same for the squares of the biases; `ridge` if None. Ratings want some 2 to 3, and a
+        larger ridge for the factors.
     mask : array of bool, shape (m, n), optional
         Of a dense matrix: True where an entry was observed.
     weights : array, shape of the values, optional
@@ -522,6 +529,7 @@ def complete(
     solved = solver if solver != "auto" else "cholesky" if k <= _LARGEST_GRAM else "cg"
     key = as_seed(seed, _CALLER)
     penalty = not_negative(ridge, _CALLER, "ridge")
+    of_biases = _bias_ridge(bias_ridge, penalty, bool(biases))
     by_rows = observed.by_rows()
     if method == "als":
         stop = _ALS_TOL if stop is None else stop
@@ -534,7 +542,7 @@ def complete(
             key,
             penalty,
             ridge_by == "entry",
-            bool(biases),
+            of_biases,
             solved,
             None,
         )
@@ -559,11 +567,12 @@ def completion_of(
     result: Any, observed: Observed, by_rows: Any, method: str, solver: str, weighted: bool
 ) -> Completion:
     """Make a completion of what the core returned."""
-    (U, row_biases), (V, col_biases), mean, ridge, sweeps, converged = result
+    (U, row_biases), (V, col_biases), mean, ridge, bias_ridge, sweeps, converged = result
     self = Completion.__new__(Completion)
     self._U, self._V = U, V
     self._biases = None if row_biases is None else (row_biases, col_biases)
-    self._mean, self._ridge, self._weighted = mean, ridge, weighted
+    self._mean, self._weighted = mean, weighted
+    self._ridge, self._bias_ridge = ridge, bias_ridge
     self._seen = by_rows[:2]
     self._sweeps = sweeps
     size = _root_mean_square(observed)
@@ -571,6 +580,14 @@ def completion_of(
     self._outcome = method, solver, residual, has_enough(by_rows, U.shape[1]), converged
     self._numpy, self._dtype = observed.numpy, str(observed.dtype).removeprefix("torch.")
     return self
+
+
+def _bias_ridge(bias_ridge: Any, ridge: float, biases: bool) -> float | None:
+    if bias_ridge is not None and not biases:
+        raise ValueError(f"{_CALLER}: bias_ridge goes with biases=True")
+    if not biases:
+        return None
+    return ridge if bias_ridge is None else not_negative(bias_ridge, _CALLER, "bias_ridge")
 
 
 def _root_mean_square(observed: Observed) -> float:

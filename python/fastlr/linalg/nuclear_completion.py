@@ -318,9 +318,9 @@ class _Problem:
             U, V = self.with_columns(U, V, found, weight)
             if U.shape[1] == 0:
                 break
-            (U, _), (V, _), _, _, sweeps, _ = _core.als(
+            (U, _), (V, _), _, _, _, sweeps, _ = _core.als(
                 self.rows, self.validation, U.shape[1], _SWEEPS, self.tol / 10, self.seed, weight,
-                False, False, "cholesky", U,
+                False, None, "cholesky", U,
             )  # fmt: skip
             history += sweeps
             U, V = _balanced(U, V)
@@ -374,6 +374,7 @@ class _Problem:
             (solution.V * size, None),
             0.0,
             solution.penalty,
+            0.0,
             sweeps,
             solution.gap <= self.tol,
         )
