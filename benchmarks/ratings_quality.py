@@ -87,12 +87,17 @@ def numbered(users: Any, movies: Any, values: Any) -> Ratings:
 
 
 def completed(
-    ratings: Ratings, rank: int, ridge: float, by: Literal["row", "entry"], biases: bool = True
+    ratings: Ratings,
+    rank: int,
+    ridge: float,
+    by: Literal["row", "entry"],
+    bias_ridge: float | None = None,
 ) -> la.Completion:
     entries = ratings.rows, ratings.cols, ratings.values, ratings.shape
     return la.complete(
-        *entries, rank, method="als", ridge=ridge, ridge_by=by, biases=biases, seed=0
-    )
+        *entries, rank, method="als", ridge=ridge, ridge_by=by, biases=True,
+        bias_ridge=bias_ridge, seed=0,
+    )  # fmt: skip
 
 
 def biases_alone(ratings: Ratings) -> Iterator[Fit]:
@@ -114,13 +119,12 @@ def added(setting: str, biases: Fit, predict: Callable[[Any, Any], Any]) -> Fit:
     return Fit(setting, lambda rows, cols: biases.predict(rows, cols) + predict(rows, cols))
 
 
-def factors_after(ratings: Ratings, biases: Fit) -> Iterator[Fit]:
-    """Factors of what the biases leave, so that the ridges of both are their own."""
-    left = what_is_left(ratings, biases)
+def with_their_own_ridge(ratings: Ratings, biases: Fit) -> Iterator[Fit]:
+    """That of the biases is what was chosen for them alone."""
     for rank in RANKS:
         for ridge in RIDGES["row"]:
-            completion = completed(left, rank, ridge, "row", biases=False)
-            yield added(f"{rank}, {ridge}", biases, completion.predict)
+            completion = completed(ratings, rank, ridge, "row", float(biases.setting))
+            yield Fit(f"{rank}, {ridge}", completion.predict)
 
 
 def truncated_svd(ratings: Ratings, biases: Fit) -> Iterator[Fit]:
@@ -176,7 +180,7 @@ def fits(train: Ratings, validation: Ratings) -> Iterator[tuple[str, Fit]]:
         yield "biases, then truncated SVD (scikit-learn)", best(truncated_svd(train, biases))
     yield "biases and factors, ridge by row", best(with_factors(train, "row"))
     yield "biases and factors, ridge by entry", best(with_factors(train, "entry"))
-    yield "biases, then factors, ridge by row", best(factors_after(train, biases))
+    yield "biases and factors, a ridge for biases", best(with_their_own_ridge(train, biases))
     with contextlib.suppress(ImportError):
         yield "cmfrec", best(cmfrec(train, "row", None))
         yield "cmfrec, scale_lam", best(cmfrec(train, "entry", None))
