@@ -41,6 +41,7 @@ from fastlr.linalg.results import (
     WeightedLowRank,
     WeightedLowRankInfo,
 )
+from fastlr.linalg.robust_pca import RobustPCAInfo, RobustPCAResult, robust_pca
 from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,
@@ -97,6 +98,8 @@ __all__ = [
     "RankEstimate",
     "RankInfo",
     "RescaledSample",
+    "RobustPCAInfo",
+    "RobustPCAResult",
     "SVDInfo",
     "SVDResult",
     "SketchOperator",
@@ -131,6 +134,7 @@ __all__ = [
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
+    "robust_pca",
     "sketch",
     "solve_kkt",
     "spectral_density",
