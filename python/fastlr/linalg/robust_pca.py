@@ -281,8 +281,9 @@ def robust_pca(
     if transposed:
         U, Vh, sparse = Vh.mT, U.mT, sparse.mT.contiguous()
     U, Vh = _with_fixed_signs(U, Vh)
-    U, S, Vh, sparse = map(adapted.restore, (U, power * point.S, Vh, power * sparse))
-    return RobustPCAResult(U, S, Vh, sparse, info)
+    dtype = adapted.tensor.dtype
+    U, Vh, sparse = (adapted.restore(part.to(dtype)) for part in (U, Vh, power * sparse))
+    return RobustPCAResult(U, adapted.restore(power * point.S), Vh, sparse, info)
 
 
 # Arguments
@@ -376,13 +377,13 @@ def _variations(
             f"{_CALLER}: total_variation must be a weight or a pair of them, got {weights!r}"
         )
     low, sparse = (not_negative(value, _CALLER, "total_variation") for value in pair)
-    sizes = shape if grid is None else tuple(at_least(n, 0, _CALLER, "grid") for n in grid)
-    if math.prod(sizes) != math.prod(shape):
+    sizes = shape if grid is None else _integers(grid, "grid")
+    if min(sizes, default=0) < 0 or math.prod(sizes) != math.prod(shape):
         raise ValueError(
             f"{_CALLER}: grid must have as many points as A has entries, {math.prod(shape)}, got "
             f"{sizes}"
         )
-    chosen = range(len(sizes)) if axes is None else [as_integer(a, _CALLER, "axes") for a in axes]
+    chosen = range(len(sizes)) if axes is None else _integers(axes, "axes")
     for axis in chosen:
         if not -len(sizes) <= axis < len(sizes):
             raise ValueError(
@@ -392,6 +393,13 @@ def _variations(
     return [
         _Variation(sizes, axis, transposed, (low, sparse)) for axis in distinct if sizes[axis] > 1
     ]
+
+
+def _integers(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(as_integer(value, _CALLER, name) for value in values)
+    except TypeError:
+        raise TypeError(f"{_CALLER}: {name} must be integers, got {values!r}") from None
 
 
 # The problem and its dual
