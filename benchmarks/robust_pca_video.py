@@ -86,8 +86,9 @@ def main() -> None:
         f"gap {info.gap:.1e}, rank {info.rank}, {info.nonzeros / A.size:.1%} nonzeros\n"
         f"leading singular values: {np.array2string(result.S[:5], precision=1)}\n"
         f"background error: robust {error(low_rank, still):.4f}, SVD of rank 2 "
-        f"{error(truncated, still):.4f}; behind the faces {error(low_rank[moving], still[moving]):.4f}"
-        f" and {error(truncated[moving], still[moving]):.4f}"
+        f"{error(truncated, still):.4f}; behind the faces "
+        f"{error(low_rank[moving], still[moving]):.4f} and "
+        f"{error(truncated[moving], still[moving]):.4f}"
     )
     rows = [
         ("video", seen, "gray", 0.0, 1.0),
