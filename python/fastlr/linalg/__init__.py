@@ -41,7 +41,7 @@ from fastlr.linalg.results import (
     WeightedLowRank,
     WeightedLowRankInfo,
 )
-from fastlr.linalg.robust_pca import RobustPCAInfo, RobustPCAResult, robust_pca
+from fastlr.linalg.robust_decomposition import RobustPCAInfo, RobustPCAResult, robust_pca
 from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,

@@ -33,8 +33,8 @@ _BALANCE = 3.0
 _WAIT = 10
 _REACH = 32.0
 # Directions that are followed beyond those above the threshold: they show what comes next, and
-# the error of those that are kept falls faster. With 10, 200 × 200 matrices took up to three times
-# as many iterations as with exact thresholds; with 20, as many.
+# the error of those that are kept falls faster. With 10, some matrices took 30 % more iterations
+# than with exact thresholds; with 20, as many.
 _AHEAD = 20
 # A partial decomposition of more than this share of all directions takes longer than a full one.
 _SHARE = 1 / 3
