@@ -50,6 +50,7 @@ from fastlr.linalg.results import (
     WeightedLowRank,
     WeightedLowRankInfo,
 )
+from fastlr.linalg.robust_decomposition import RobustPCAInfo, RobustPCAResult, robust_pca
 from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,
@@ -111,6 +112,8 @@ __all__ = [
     "RankEstimate",
     "RankInfo",
     "RescaledSample",
+    "RobustPCAInfo",
+    "RobustPCAResult",
     "SVDInfo",
     "SVDResult",
     "SemiNMFResult",
@@ -151,6 +154,7 @@ __all__ = [
     "random_matrix",
     "randomized_eigh",
     "randomized_svd",
+    "robust_pca",
     "semi_nmf",
     "sketch",
     "soft_impute",
