@@ -41,6 +41,7 @@ from fastlr.linalg.results import (
     WeightedLowRank,
     WeightedLowRankInfo,
 )
+from fastlr.linalg.sensing import SensingInfo, SensingResult, matrix_sensing
 from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,
@@ -99,6 +100,8 @@ __all__ = [
     "RescaledSample",
     "SVDInfo",
     "SVDResult",
+    "SensingInfo",
+    "SensingResult",
     "SketchOperator",
     "SpectralDensity",
     "SpectralEstimate",
@@ -122,6 +125,7 @@ __all__ = [
     "joint_svd_bounds",
     "leverage_scores",
     "lstsq",
+    "matrix_sensing",
     "minimize_equality",
     "nystrom",
     "orthonormalize",
