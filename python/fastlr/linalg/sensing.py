@@ -352,7 +352,9 @@ class _Run:
         self.problem = problem
         self.seed = seed
         self.U = problem.y.new_zeros(problem.shape[0], problem.rank)
-        self.V = self.U if problem.symmetric else problem.y.new_zeros(problem.shape[1], problem.rank)
+        self.V = (
+            self.U if problem.symmetric else problem.y.new_zeros(problem.shape[1], problem.rank)
+        )
         self.history: list[float] = []
         self.step = 0.0
         self.converged = False
@@ -585,9 +587,7 @@ def _checked(
     m, n = _checked_shape(shape, parameterization)
     k = at_least(rank, 1, _CALLER, "rank")
     if k > min(m, n):
-        raise ValueError(
-            f"{_CALLER}: rank must be between 1 and min(m, n) = {min(m, n)}, got {k}"
-        )
+        raise ValueError(f"{_CALLER}: rank must be between 1 and min(m, n) = {min(m, n)}, got {k}")
     matrix = _opened(operator, m, n)
     data = matrix.data
     if not isinstance(data, LinearOperator):
