@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_real, as_seed, at_least
-from fastlr.linalg._arrays import adapt, as_tensor
+from fastlr.linalg._arrays import adapt
 from fastlr.linalg._sources import Matrix, open_block
 from fastlr.linalg.norms import estimate_norm
 from fastlr.linalg.operators import LinearOperator
@@ -144,9 +144,9 @@ def matrix_sensing(
     ----------
     operator : array, Tensor, sparse matrix or operator, shape (p, m, n) or (p, m·n)
         A: a dense stack of p matrices, whose inner products with X are the measurements, or a
-        matrix that is applied to the rows of X one behind the other (row-major vec(X)): dense, SciPy
-        or torch sparse, a `LinearOperator` of fastlr or SciPy. Real. float16 and bfloat16 are
-        computed in float32. Never written to.
+        matrix that is applied to the rows of X one behind the other (row-major vec(X)): dense,
+        SciPy or torch sparse, a `LinearOperator` of fastlr or SciPy. Real. float16 and bfloat16
+        are computed in float32. Never written to.
     y : array or Tensor, shape (p,)
         The measurements, of the kind and on the device of the operator (a `LinearOperator` of
         fastlr is torch, SciPy's is NumPy); computed in the dtype of the operator.
@@ -199,27 +199,28 @@ def matrix_sensing(
 
     Notes
     -----
-    A small residual is not a recovery. With p below the (m + n − k)·k degrees of freedom (half as
-    many, and k/2, for the symmetric) other matrices fit as well, and one of them is returned; Gaussian
-    measurements recover from two to three times as many. A rank above the truth's needs the
-    measurements of its own degrees of freedom to exclude these. Measurements of single entries are
-    seen as what they are, but a matrix with spikes cannot be completed from them.
+    A small residual is not a recovery. With p below the (m + n − k)·k degrees of freedom
+    (n·k − k·(k − 1)/2 for the symmetric) other matrices fit as well, and one of them is returned;
+    from Gaussian measurements some two to three times as many are needed. A rank above the truth's
+    has more degrees of freedom, all of which count.
 
-    "scaled_gd": directions −G·V·(VᵀV + εI)⁻¹ and −Gᵀ·U·(UᵀU + εI)⁻¹ with G = Aᵀ(A(X) − y) and ε a
-    tenth of ‖A(X) − y‖/c, where c is ‖A(X₀)‖/‖X₀‖_F at the spectral start: it vanishes with
-    the residual, and keeps superfluous columns from being blown up. Along them the residual is a
-    polynomial of degree 2 in the step, its square one of degree 4, which is minimised exactly. The
-    residual never rises. Three passes an iteration: the gradient, both coefficients of the
-    polynomial, and the new residual afresh, without the rounding of updates.
+    "scaled_gd": the directions are −G·V·(VᵀV + εI)⁻¹ and −Gᵀ·U·(UᵀU + εI)⁻¹, with the gradient
+    G = Aᵀ(A(X) − y) and ε a tenth of ‖A(X) − y‖/c, where c is ‖A(X₀)‖/‖X₀‖_F at the spectral
+    start. It vanishes with the residual, and keeps superfluous columns from being blown up. Along
+    the directions ‖A(X) − y‖² is a polynomial of degree 4 in the step; its first minimum is taken,
+    and the residual never rises. Three passes an iteration: the gradient, both new coefficients of
+    the polynomial, and the residual afresh, so that no rounding adds up.
 
-    "gd": steps of 1/(2·‖A‖²·‖X‖₂), where ‖A‖ is within 5 % above the operator's norm. Two passes
-    an iteration. A step that raises the residual is halved for good. For the right rank, and for
-    any rank after `rebalance`, the error falls linearly; for a symmetric parameterization of a rank
-    above the truth's no faster than 1/T² (its square); for an asymmetric one linearly, at a rate of α².
+    "gd": steps of 1/(2·‖A‖²·‖X‖₂), with an ‖A‖ that is at most 5 % above the operator's norm. Two
+    passes an iteration. A step that would raise the residual is halved for good. With the right
+    rank, and with any above it after `rebalance`, the error falls linearly. With a rank above the
+    truth's it falls as 1/T (no faster) for the symmetric parameterization, and linearly but at a
+    rate of α² for the asymmetric one.
 
-    Each pass is 2·p·m·n flops for a dense operator (twice that for the polynomial); besides it there
-    are 8·m·n·k flops an iteration. The start takes two passes and the leading singular vectors of an
-    m × n matrix. The operator and y are scaled by powers of two. Not differentiable.
+    Each pass is 2·p·m·n flops for a dense operator (twice that for the polynomial); besides it
+    there are 8·m·n·k flops an iteration. The start takes three passes and the leading singular
+    vectors (all eigenvectors, for the symmetric) of an m × n matrix. The operator and y are scaled
+    by powers of two. Not differentiable.
 
     Sources: Tong, Ma, Chi, "Accelerating ill-conditioned low-rank matrix estimation via scaled
     gradient descent", JMLR 22 (2021); Zhang, Fattahi, Zhang, "Preconditioned gradient descent for
@@ -455,8 +456,7 @@ def _spectral_start(problem: _Problem, seed: int) -> _Start | None:
     # in X, and its gradient there, −D, is positive semidefinite.
     if not float(S[0]) > 0:
         return None
-    S = S / S[0]
-    S = S.clamp(min=_LEAST_START)
+    S = (S / S[0]).clamp(min=_LEAST_START)
     U, V = left * S.sqrt(), right * S.sqrt()
     (measured,) = problem.measure(U @ V.mT)
     norm = _norm(measured)
@@ -476,7 +476,7 @@ def _random_start(
     """Gaussian factors with singular values near scale·√‖X‖₂, the second of a third of it."""
 
     def factor(rows: int, size: float, offset: int) -> Tensor:
-        draw = random_matrix(
+        draw: Tensor = random_matrix(
             rows,
             problem.rank,
             seed=seed,
@@ -484,7 +484,7 @@ def _random_start(
             dtype=problem.y.dtype,
             device=problem.y.device,
         )
-        return draw * (size * math.sqrt(start.size / rows))
+        return draw.mul_(size * math.sqrt(start.size / rows))
 
     m, n = problem.shape
     U = factor(m, scale, 0)
@@ -495,27 +495,20 @@ def _preconditioned(V: Tensor, damping: float) -> Tensor:
     """V·(VᵀV + εI)⁻¹, whatever the rank of V."""
     values, vectors = torch.linalg.eigh(V.mT @ V)
     least = len(values) * _eps(V) * values[-1]
-    return V @ (vectors / (values.clamp(min=0) + damping + least)) @ vectors.mT
+    inverse: Tensor = (vectors / (values.clamp(min=0) + damping + least)) @ vectors.mT
+    return V @ inverse
 
 
 def _exact_step(r: Tensor, a: Tensor, b: Tensor) -> float:
-    """The η > 0 that minimises ‖r + η·a + η²·b‖², a polynomial of degree 4; 0 if none falls."""
+    """The first η > 0 where ‖r + η·a + η²·b‖ has a minimum; 0 if it does not fall from η = 0."""
     r, a, b = r.double(), a.double(), b.double()
-    size = float(torch.linalg.vector_norm(r))
-    first, second = 2 * float(r @ a), float(a @ a) + 2 * float(r @ b)
-    third, fourth = 2 * float(a @ b), float(b @ b)
-    if not first < 0 or size == 0:
+    slope = float(r @ a)
+    if not slope < 0:
         return 0.0
-    # In 1/η the coefficient of the slope leads: it does not vanish, and the steps near it come out
-    # accurately when the others are far away.
-    inverses = np.roots([first, 2 * second, 3 * third, 4 * fourth])
-    real = inverses[np.abs(inverses.imag) <= 1e-8 * np.abs(inverses)].real
-    steps = 1 / real[real > 0]
-
-    def change(step: float) -> float:
-        return float(step * (first + step * (second + step * (third + step * fourth))))
-
-    return float(min(steps, key=change, default=0.0))
+    # The derivative by η, with 1/η as the unknown: the leading coefficient does not vanish, and the
+    # first minimum is the largest root, which is accurate where the others are rounding.
+    inverses = np.roots([slope, float(a @ a + 2 * r @ b), 3 * float(a @ b), 2 * float(b @ b)])
+    return 1 / float(max(inverses[inverses.imag == 0].real))
 
 
 def _rebalanced(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -527,7 +520,7 @@ def _rebalanced(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_still(U: Tensor, change: Tensor) -> bool:
-    return _norm(change) <= _STILL * _eps(U) * _norm(U)
+    return _norm(change) <= _eps(U) / _STILL * _norm(U)
 
 
 def _norm(A: Tensor) -> float:
@@ -539,15 +532,16 @@ def _eps(A: Tensor) -> float:
 
 
 def _exponent(A: Tensor) -> int:
-    """Of the power of two next to the largest entry; 0 where all are zero."""
+    """Of the power of two next to the largest entry, and of one with an inverse; 0 for zeros."""
     largest = float(A.abs().amax()) if A.numel() else 0.0
-    return math.frexp(largest)[1]
+    limit = math.frexp(torch.finfo(A.dtype).max)[1] - 2
+    return max(-limit, min(math.frexp(largest)[1], limit))
 
 
 def _warn(run: _Run, tol: float | None, most: int) -> None:
     iterations = len(run.history) - 1
     wanted = "still falls" if tol is None else f"is more than tol = {tol:g}"
-    limit = f" = max_iters" if iterations == most else ""
+    limit = " = max_iters" if iterations == most else ""
     warnings.warn(
         f"{_CALLER}: after {iterations}{limit} iterations the relative residual of "
         f"{run.history[-1]:.3g} {wanted}",
@@ -615,6 +609,10 @@ def _checked_shape(shape: Any, parameterization: str) -> tuple[int, int]:
 
 def _opened(operator: Any, m: int, n: int) -> Matrix:
     """The operator as a dense or CSR tensor (p, m·n), or by its products."""
+    if getattr(operator, "ndim", 2) not in (2, 3):
+        raise ValueError(
+            f"{_CALLER}: operator must have 2 or 3 dimensions, got shape {tuple(operator.shape)}"
+        )
     if isinstance(operator, LinearOperator):
         matrix = Matrix(operator, False, operator.dtype)
     elif hasattr(operator, "matmat") and hasattr(operator, "rmatmat"):
@@ -643,18 +641,18 @@ def _measurements(y: Any, matrix: Matrix) -> Tensor:
     """y as a vector of the operator's dtype."""
     if isinstance(y, Tensor) is matrix.numpy:
         raise TypeError(f"{_CALLER}: operator and y must both be of NumPy or both of torch")
-    tensor = y.detach() if isinstance(y, Tensor) else as_tensor(np.asarray(y))
-    if tensor.dim() != 1:
-        raise ValueError(f"{_CALLER}: y must have one dimension, got shape {tuple(tensor.shape)}")
-    if tensor.is_complex():
-        raise TypeError(f"{_CALLER}: y must be real, got {tensor.dtype}")
+    array = y if isinstance(y, Tensor) else np.asarray(y)
+    if array.ndim != 1:
+        raise ValueError(f"{_CALLER}: y must have one dimension, got shape {tuple(array.shape)}")
+    tensor = adapt(array[None], _CALLER, "y").tensor[0].detach()
     if tensor.device != matrix.data.device:
         raise ValueError(
             f"{_CALLER}: y must be on the device of operator, {matrix.data.device}, got "
             f"{tensor.device}"
         )
+    tensor = tensor.to(matrix.data.dtype)
     _check_finite(tensor, "y")
-    return tensor.to(matrix.data.dtype)
+    return tensor
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
