@@ -34,8 +34,8 @@ _IMBALANCE = 1 / 3
 _LEAST_START = 1e-3
 # Where the factors are balanced anew, relative to ‖y‖.
 _REBALANCE = 0.1
-# A residual of so many u·‖y‖ is rounding; a change of so many u is none.
-_ROUNDING, _STILL = 16, 4
+# A residual of so many u·‖y‖ is rounding; one that changes by so many u of itself stands still.
+_ROUNDING, _STILL = 16, 8
 # In one iteration; after them no step lowers the residual.
 _MOST_HALVINGS = 10
 
@@ -406,7 +406,7 @@ class _Run:
             U = self.U + step * dU
             V = U if problem.symmetric else self.V + step * dV
             r_new = problem.residual(U, V)
-            if not _norm(r_new) < (1 - _STILL * _eps(r)) * _norm(r):
+            if not _norm(r_new) < (1 - _STILL * _eps(r) / 2) * _norm(r):
                 return
             # For an A of gain c the step of a perfect operator is 1/c².
             self.step = step * start.gain**2
@@ -416,7 +416,8 @@ class _Run:
     def _plain(self, r: Tensor, start: _Start, rebalance: bool) -> Iterator[Tensor]:
         """Residuals after gradient steps of constant size."""
         problem = self.problem
-        unit = 1 / (problem.norm(self.seed) ** 2 * start.size)
+        norm = problem.norm(self.seed)
+        unit = 1 / (norm**2 * start.size)
         step = unit / 2
         while True:
             if rebalance and self.rebalanced is None and self._relative(r) <= _REBALANCE:
@@ -425,14 +426,20 @@ class _Run:
             G = problem.adjoint(r)
             dU = -G @ self.V
             dV = dU if problem.symmetric else -G.mT @ self.U
-            if _is_still(self.U, step * dU) and _is_still(self.V, step * dV):
+            # A gradient that is the rounding of the product Aᵀr, or one that the factors swallow.
+            noise = _eps(r) * norm * _norm(r)
+            still = all(
+                _norm(d) <= max(noise * _norm(other), _eps(r) * _norm(F) / step)
+                for d, F, other in ((dU, self.U, self.V), (dV, self.V, self.U))
+            )
+            if still:
                 return
             for _ in range(_MOST_HALVINGS):
                 U = self.U + step * dU
                 V = U if problem.symmetric else self.V + step * dV
                 r_new = problem.residual(U, V)
                 # From tiny factors the residual stands still to rounding while they grow.
-                if _norm(r_new) <= (1 + _STILL * _eps(r)) * _norm(r):
+                if _norm(r_new) <= (1 + _STILL * _eps(r) / 2) * _norm(r):
                     break
                 step /= 2
             else:
@@ -519,10 +526,6 @@ def _rebalanced(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return P * length, W / length
 
 
-def _is_still(U: Tensor, change: Tensor) -> bool:
-    return _norm(change) <= _eps(U) / _STILL * _norm(U)
-
-
 def _norm(A: Tensor) -> float:
     return float(torch.linalg.vector_norm(A, dtype=torch.float64))
 
@@ -583,15 +586,12 @@ def _checked(
     if k > min(m, n):
         raise ValueError(f"{_CALLER}: rank must be between 1 and min(m, n) = {min(m, n)}, got {k}")
     matrix = _opened(operator, m, n)
-    data = matrix.data
-    if not isinstance(data, LinearOperator):
-        _check_finite(data, "operator")
     measurements = _measurements(y, matrix)
-    if data.shape != (len(measurements), m * n):
+    if tuple(matrix.data.shape) != (len(measurements), m * n):
         raise ValueError(
             f"{_CALLER}: operator must have shape {(len(measurements), m, n)} or "
             f"{(len(measurements), m * n)} for y of length {len(measurements)} and shape {(m, n)}, "
-            f"got {tuple(data.shape)}"
+            f"got {tuple(matrix.data.shape)}"
         )
     return _Problem(matrix, measurements, (m, n), k, parameterization == "symmetric")
 
@@ -629,9 +629,11 @@ def _opened(operator: Any, m: int, n: int) -> Matrix:
                 f"{tuple(adapted.tensor.shape)}"
             )
         stack = adapted.tensor.detach()
+        _check_finite(stack, "operator")
         matrix = Matrix(stack.reshape(len(stack), m * n), adapted.numpy, adapted.dtype)
     else:
         matrix = open_block(operator, _CALLER, "operator", axis=0)
+        _check_finite(matrix.data, "operator")
     if matrix.dtype.is_complex:
         raise TypeError(f"{_CALLER}: operator must be real, got {matrix.dtype}")
     return matrix
