@@ -53,6 +53,24 @@ def least(A):
     return float(torch.linalg.svdvals(A)[-1])
 
 
+def swallowed(info, u):
+    """What is left of ‖X‖ when factors swallow the steps of plain descent, 2u of their length.
+
+    An error that falls by ρ of itself in a step is no larger than the step, divided by ρ; there are
+    two factors. ρ is that of the last three quarters of the decades.
+    """
+    if info.method == "scaled_gd":
+        return 0.0
+    start = next(t for t, value in enumerate(info.history) if value < info.relative_residual**0.25)
+    stop = next(t for t, value in enumerate(info.history) if value < info.relative_residual**0.75)
+    return 2 * 2 * u / -math.expm1(slope(info.history, start, stop))
+
+
+def slope(values, start, stop):
+    """Of log(values) between two iterations."""
+    return math.log(values[stop] / values[start]) / (stop - start)
+
+
 def never_rises(history):
     return all(later <= earlier for earlier, later in itertools.pairwise(history))
 
@@ -111,6 +129,7 @@ def test_both_parameterizations(method, parameterization):
     assert result.info.converged
     # p > m·n: nothing but the smallest singular value of the operator stands between.
     allowed = 16 * 2.0**-53 * float(problem.y.norm() / problem.X.norm()) / least(problem.A)
+    allowed += swallowed(result.info, 2.0**-53)
     # u and a half for the product of the factors beside it.
     assert problem.error(result) <= allowed + 4 * 2.0**-53
 
@@ -169,11 +188,6 @@ def test_it_does_to_plain_gradients():
     assert hard.error(result) > 1e-4
 
 
-def slope(values, start, stop):
-    """Of log(values) between two iterations."""
-    return math.log(values[stop] / values[start]) / (stop - start)
-
-
 class TestRates:
     """Of plain gradient descent; `Problem` has rank 2."""
 
@@ -205,13 +219,13 @@ class TestRates:
 
     def test_asymmetric_beyond_the_rank_is_linear_at_a_rate_of_the_squared_scale(self):
         rates = []
-        for scale, start, stop in ((0.4, 1000, 2000), (0.2, 3000, 5000)):
+        for scale, start, stop in ((0.4, 500, 1500), (0.2, 1500, 3500)):
             history = self.run(4, stop, init_scale=scale).history
             middle = (start + stop) // 2
             rates.append(slope(history, start, stop))
             # Linear: both halves alike.
-            assert slope(history, start, middle) == pytest.approx(rates[-1], rel=0.15)
-        assert rates[0] / rates[1] == pytest.approx(4, rel=0.25)
+            assert slope(history, start, middle) == pytest.approx(rates[-1], rel=0.1)
+        assert rates[0] / rates[1] == pytest.approx(4, rel=0.1)
 
     def test_rebalancing_makes_the_rate_independent_of_the_scale(self):
         rates = []
@@ -330,7 +344,8 @@ def test_lower_precision(dtype, method):
     result = la.matrix_sensing(A, y, problem.shape, 2, method=method, seed=0)
     assert result.U.dtype == result.V.dtype == dtype
     # y and the factors are rounded to the dtype; computed in float32 at the least.
-    assert problem.error(result) < 32 * unit_roundoff(A)
+    allowed = 32 * unit_roundoff(A) + swallowed(result.info, unit_roundoff(A.float()))
+    assert problem.error(result) < allowed
 
 
 @pytest.mark.parametrize("method", METHODS)
