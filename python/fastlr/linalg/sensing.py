@@ -59,8 +59,8 @@ class SensingInfo:
     history : tuple of float
         The relative residuals from the start to the end, ``iterations + 1`` of them.
     step : float
-        The last step taken, relative to 1/‖AᵀA‖‖X‖ for "gd", and to that of a perfectly
-        conditioned operator, 1, for "scaled_gd". 0 where none was.
+        The last one taken: in units of 1/(‖A‖²·‖X‖₂) for "gd"; of 1/c² for "scaled_gd", with c as
+        in the notes of `matrix_sensing`. 0 where none was.
     passes : int
         Products with the operator or its transpose.
     rebalanced : int or None
@@ -218,7 +218,7 @@ def matrix_sensing(
     rate of α² for the asymmetric one.
 
     Each pass is 2·p·m·n flops for a dense operator (twice that for the polynomial); besides it
-    there are 8·m·n·k flops an iteration. The start takes three passes and the leading singular
+    there are 8·m·n·k flops an iteration. The start takes four passes and the leading singular
     vectors (all eigenvectors, for the symmetric) of an m × n matrix. The operator and y are scaled
     by powers of two. Not differentiable.
 
@@ -408,7 +408,6 @@ class _Run:
             r_new = problem.residual(U, V)
             if not _norm(r_new) < (1 - _STILL * _eps(r) / 2) * _norm(r):
                 return
-            # For an A of gain c the step of a perfect operator is 1/c².
             self.step = step * start.gain**2
             self.U, self.V, r = U, V, r_new
             yield r
