@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
+from fastlr.linalg.sensing import _exact_step
 from references import exact, unit_roundoff
 
 METHODS = ["scaled_gd", "gd"]
@@ -262,12 +263,14 @@ def test_random_start(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_noise(method):
-    problem = Problem()
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_noise(method, parameterization):
+    symmetric = parameterization == "symmetric"
+    problem = Problem(12, 12, symmetric=symmetric)
     noise = draw(len(problem.y), seed=5)
     noise *= 0.1 * problem.y.norm() / noise.norm()
     clean, problem.y = problem.y, problem.y + noise
-    result = problem.solve(2, method=method)
+    result = problem.solve(2, method=method, parameterization=parameterization)
     assert result.info.converged
     # The misfit of the truth is that of the noise; the best fit has a smaller one.
     assert result.info.relative_residual <= float(noise.norm() / problem.y.norm())
@@ -275,13 +278,58 @@ def test_noise(method):
     # the steps see changes of the square of u, gradients to its root.
     r = problem.A @ (result.U @ result.V.mT).ravel() - problem.y
     G = (problem.A.mT @ r).reshape(problem.shape)
+    G = (G + G.mT) / 2 if symmetric else G
     scale = float(problem.A.norm()) * float(r.norm()) * float(result.V.norm())
     assert float((G @ result.V).norm()) <= 4 * math.sqrt(2.0**-53) * scale
-    # 46 degrees of freedom of 200 see the noise: √(46/200)·0.1 on average, for an isotropic A.
+    # 44 degrees of freedom of 200 see the noise: √(44/200)·0.1 on average, for an isotropic A.
     assert problem.error(result) < 0.1
     with pytest.warns(la.ConvergenceWarning, match="more than tol = 1e-06"):
         assert not problem.solve(2, method=method, tol=1e-6).info.converged
     assert float((problem.y - clean - noise).norm()) <= 1e-14
+
+
+def test_spectral_start_fits_best_of_its_multiples():
+    problem = Problem()
+    U, S, Vh = torch.linalg.svd((problem.A.mT @ problem.y).reshape(problem.shape))
+    start = problem.A @ (U[:, :2] * S[:2] @ Vh[:2]).ravel()
+    best = problem.y - start * (start @ problem.y) / (start @ start)
+    with pytest.warns(la.ConvergenceWarning):
+        result = problem.solve(2, max_iters=0)
+    assert result.info.history == pytest.approx([float(best.norm() / problem.y.norm())], rel=1e-12)
+
+
+def test_columns_that_the_start_does_not_see_still_grow():
+    """Aᵀ(y) has rank 1 and lies along the first axis; nothing of rank 1 there fits."""
+    A = torch.zeros(2, 2, 2, dtype=torch.float64)
+    A[0, 0, 0] = A[1, 0, 0] = 1
+    A[1, 1, 1] = -1
+    y = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for parameterization in PARAMETERIZATIONS:
+        result = la.matrix_sensing(A, y, (2, 2), 2, parameterization=parameterization, seed=0)
+        X = result.U @ result.V.mT
+        # 16 u is the residual that counts as rounding; σ of the operator is 0.6.
+        assert float((X.diagonal() - 1).abs().max()) < 32 * 2.0**-53
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(-3, 3), st.floats(-9, 3))
+def test_exact_step_is_the_first_minimum(seed, p, log_a, log_b):
+    r, a, b = draw(3, p, seed=seed)
+    a, b = a * 10**log_a, b * 10**log_b
+    a = -a * torch.sign(r @ a)
+    step = _exact_step(r, a, b)
+
+    def derivative(eta):
+        """And the sum of the sizes of its terms."""
+        terms = [r @ a, eta * (a @ a), eta * 2 * (r @ b), 3 * eta**2 * (a @ b)]
+        terms.append(2 * eta**3 * (b @ b))
+        return float(sum(terms)), float(sum(abs(term) for term in terms))
+
+    value, size = derivative(step)
+    # The zero of a cubic by the eigenvalues of its companion, to some u of its largest terms; near
+    # a double zero √u.
+    assert abs(value) <= 1e-10 * size
+    assert all(derivative(step * part)[0] < 0 for part in (0.01, 0.1, 0.3, 0.6, 0.9))
 
 
 def test_too_few_measurements_fit_and_do_not_recover():
@@ -421,6 +469,8 @@ def test_passes():
     )
     info = la.matrix_sensing(A, problem.y, problem.shape, 2, tol=1e-6, seed=0).info
     assert info.passes == count == 4 + 3 * info.iterations
+    # In units of a step of 1 for an isotropic operator; that of a Gaussian one is of this size.
+    assert 0.25 < info.step < 4
     count = 0
     info = la.matrix_sensing(A, problem.y, problem.shape, 2, tol=1e-6, method="gd", seed=0).info
     assert info.passes == count

@@ -24,7 +24,7 @@ _METHODS = ("scaled_gd", "gd")
 _PARAMETERIZATIONS = ("asymmetric", "symmetric")
 
 # The damping of the preconditioners, in units of ‖X − truth‖_F as the residual shows it.
-_DAMPING = 0.1
+_DAMPING = 0.01
 # Of the random start of plain descent, relative to √‖X‖₂.
 _INIT_SCALE = 0.1
 # The second factor of a random start is that much smaller: descent keeps the difference of the two
@@ -205,7 +205,7 @@ def matrix_sensing(
     has more degrees of freedom, all of which count.
 
     "scaled_gd": the directions are −G·V·(VᵀV + εI)⁻¹ and −Gᵀ·U·(UᵀU + εI)⁻¹, with the gradient
-    G = Aᵀ(A(X) − y) and ε a tenth of ‖A(X) − y‖/c, where c is ‖A(X₀)‖/‖X₀‖_F at the spectral
+    G = Aᵀ(A(X) − y) and ε 1 % of ‖A(X) − y‖/c, where c is ‖A(X₀)‖/‖X₀‖_F at the spectral
     start. It vanishes with the residual, and keeps superfluous columns from being blown up. Along
     the directions ‖A(X) − y‖² is a polynomial of degree 4 in the step; its first minimum is taken,
     and the residual never rises. Three passes an iteration: the gradient, both new coefficients of
@@ -437,8 +437,9 @@ class _Run:
                 U = self.U + step * dU
                 V = U if problem.symmetric else self.V + step * dV
                 r_new = problem.residual(U, V)
-                # From tiny factors the residual stands still to rounding while they grow.
-                if _norm(r_new) <= (1 + _STILL * _eps(r) / 2) * _norm(r):
+                # From tiny factors the residual stands still while they grow, and in noise while
+                # the gradient falls from √u to u: what rounding adds is no rise.
+                if _norm(r_new) <= _norm(r) + _ROUNDING * _eps(r) / 2 * problem.y_norm:
                     break
                 step /= 2
             else:
