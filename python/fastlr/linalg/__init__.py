@@ -51,6 +51,7 @@ from fastlr.linalg.results import (
     WeightedLowRankInfo,
 )
 from fastlr.linalg.robust_decomposition import RobustPCAInfo, RobustPCAResult, robust_pca
+from fastlr.linalg.sensing import SensingInfo, SensingResult, matrix_sensing
 from fastlr.linalg.sketching import SketchOperator, sketch
 from fastlr.linalg.streaming import (
     StreamingSVD,
@@ -117,6 +118,8 @@ __all__ = [
     "SVDInfo",
     "SVDResult",
     "SemiNMFResult",
+    "SensingInfo",
+    "SensingResult",
     "SketchOperator",
     "SoftImputeInfo",
     "SoftImputePath",
@@ -144,6 +147,7 @@ __all__ = [
     "joint_svd_bounds",
     "leverage_scores",
     "lstsq",
+    "matrix_sensing",
     "minimize_equality",
     "nmf",
     "nystrom",
