@@ -1,4 +1,4 @@
-"""Gaussian processes with Matérn kernels as linear systems in time, and their smoothing in scans."""
+"""Gaussian processes with Matérn kernels as linear systems, smoothed by scans over time."""
 
 import itertools
 import math
@@ -73,16 +73,15 @@ class Matern:
         N[-1] -= torch.tensor([float(math.comb(p, k)) for k in range(p)], dtype=torch.float64)
         powers = [torch.linalg.matrix_power(N, k) / math.factorial(k) for k in range(p)]
         noise = torch.zeros(2 * p - 1, p, p, dtype=torch.float64)
-        for k, l in itertools.product(range(p), repeat=2):
-            integral = math.factorial(k + l) / 2.0 ** (k + l + 1)
-            noise[k + l] += torch.outer(powers[k][:, -1], powers[l][:, -1]) * integral
+        for k, m in itertools.product(range(p), repeat=2):
+            integral = math.factorial(k + m) / 2.0 ** (k + m + 1)
+            noise[k + m] += torch.outer(powers[k][:, -1], powers[m][:, -1]) * integral
         self._powers = torch.stack(powers).to(device)
         self._noise = (noise / noise.sum(0)[0, 0]).to(device)
 
-    def gaps(self, knots: Tensor, length_scale: Tensor) -> Tensor:
-        """The times between neighbours, shape (len(knots) − 1, *length_scale.shape)."""
-        steps = knots.diff().reshape(-1, *[1] * length_scale.dim())
-        return steps * (math.sqrt(2 * self.nu) / length_scale)
+    def rate(self, length_scale: float) -> float:
+        """Of its time."""
+        return math.sqrt(2 * self.nu) / length_scale
 
     def transition(self, gap: Tensor) -> Segment:
         """A piece of time without observations; infinite ones end in the stationary state."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +12,10 @@ from fastlr.linalg.random import random_matrix
 # Entries of the largest temporary.
 _BLOCK = 1 << 21
 # Shape and rate of the prior of the core's precision, next to nothing for values below 1.
-_VAGUE = 1e-6
+_VAGUE = 1e-12
 # Noise is no smaller than that, relative to the largest value: its variance is learned with a
 # prior that says so.
-_LEAST_NOISE = 2.0**-20
+LEAST_NOISE = 2.0**-20
 # Of the start, relative to the mean square of the values.
 _FIRST_NOISE = 0.1
 # The first length scale, relative to the range of the coordinates; the search begins with a factor
@@ -24,7 +23,7 @@ _FIRST_NOISE = 0.1
 _FIRST_LENGTH = 0.25
 _FINEST_SEARCH = 2.0**-3
 # Sweeps before the first search: length scales of random factors would mean nothing.
-_WARM_UP = 5
+WARM_UP = 5
 
 
 class Precision:
@@ -116,13 +115,19 @@ class Mode:
         # log of the density ratio to the prior, in expectation: of the exponent completed at the
         # mean, m·K⁻¹·m = m·(linear − Λm).
         left_over = linear - (precision @ self.mean[..., None])[..., 0]
-        excess = float((self.mean * left_over).sum() - (precision * self.cov).sum())
-        self.size = self.mean.numel() + excess
-        self.divergence = 0.5 * (excess + float(smoothed.log_determinant[best]))
+        excess = left_over.mT @ self.mean - (precision @ self.cov).sum(0)
+        self.squares = len(linear) * torch.eye(self.rank).to(excess) + (excess + excess.mT) / 2
+        self.divergence = 0.5 * float(excess.trace() + smoothed.log_determinant[best])
+
+    def mix(self, T: Tensor) -> None:
+        """Multiply the functions by a matrix."""
+        self.mean, self.cov = self.mean @ T.mT, T @ self.cov @ T.mT
+        self.squares = T @ self.squares @ T.mT
 
     def _smoothed(self, linear: Tensor, precision: Tensor, lengths: list[float]) -> Smoothed:
-        scales = torch.tensor(lengths, dtype=linear.dtype, device=linear.device)
-        return smooth(self.kernel, self.kernel.gaps(self.knots, scales), linear, precision)
+        rates = [self.kernel.rate(length) for length in lengths]
+        gaps = self.knots.diff()[:, None] * linear.new_tensor(rates)
+        return smooth(self.kernel, gaps, linear, precision)
 
 
 def contract(
@@ -139,7 +144,9 @@ def contract(
         rest = first.shape[1] // r
         second = _second(vector, covariance)
         first = first.reshape(-1, r, rest)
-        spread = spread.reshape(-1, r, rest, r, rest).transpose(2, 3).reshape(-1, r * r, rest * rest)
+        spread = (
+            spread.reshape(-1, r, rest, r, rest).transpose(2, 3).reshape(-1, r * r, rest * rest)
+        )
         # var(x·y) = var(x)·E[y²] + E[x]²·var(y): sums of squares only.
         if len(spread) == 1:
             spread = second.flatten(1) @ spread[0]
@@ -151,11 +158,41 @@ def contract(
     return first, spread
 
 
+def at(
+    points: Tensor,
+    nu: float,
+    rank: int,
+    length: float,
+    knots: Tensor,
+    past_mean: Tensor,
+    past_cov: Tensor,
+    future_linear: Tensor,
+    future_precision: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the functions of a mode at any coordinates."""
+    kernel = Matern(nu, rank, knots.device)
+    following = torch.searchsorted(knots, points, right=True)
+    before, after = (following - 1).clamp(min=0), following.clamp(max=len(knots) - 1)
+    back = torch.where(following > 0, points - knots[before], math.inf)
+    ahead = torch.where(following < len(knots), knots[after] - points, math.inf)
+    rate = kernel.rate(length)
+    past = past_mean[before], past_cov[before]
+    future = future_linear[after], future_precision[after]
+    return between(kernel, past, future, back * rate, ahead * rate)
+
+
 class Posterior:
     """Of core, functions, noise and the size of the core, and how they are found."""
 
-    def __init__(self, modes: list[Mode], values: Tensor, noise: Precision) -> None:
-        self.modes, self.values, self.noise = modes, values, noise
+    def __init__(
+        self, modes: list[Mode], values: Tensor, noise_variance: float | None, seed: int
+    ) -> None:
+        self.modes, self.values = modes, values
+        if noise_variance is None:
+            first = 1 / max(_FIRST_NOISE * float(values.square().mean()), LEAST_NOISE**2)
+            self.noise = Precision(_VAGUE, len(values) * LEAST_NOISE**2 / 2, first)
+        else:
+            self.noise = Precision(1.0, 1.0, 1 / noise_variance, known=True)
         self.ranks = [mode.rank for mode in modes]
         size = math.prod(self.ranks)
         self.core = values.new_zeros(size)
@@ -164,18 +201,32 @@ class Posterior:
         self.squares = 0.0
         self.scale = Precision(_VAGUE, _VAGUE, 1.0)
         self.sweeps = 0
+        offset = 0
+        for mode in modes:
+            mode.start(seed, offset)
+            offset += len(mode.knots)
+
+    @property
+    def training_error(self) -> float:
+        """The root of the mean square of what is left of the values."""
+        return float((self.values - self.fitted).square().mean().sqrt())
+
+    @property
+    def relative_residual(self) -> float:
+        size = float(self.values.square().mean().sqrt())
+        return self.training_error / size if size > 0 else 0.0
 
     def sweep(self) -> None:
         """Update all parts once, each to the best that it can be, given the others."""
-        self._balance()
+        if self.sweeps:
+            self._balance()
         self._update_core()
         for index, mode in enumerate(self.modes):
             linear, precision = self._messages(index)
-            turn = self.sweeps >= _WARM_UP and self.sweeps % len(self.modes) == index
+            turn = self.sweeps >= WARM_UP and self.sweeps % len(self.modes) == index
             mode.update(linear, precision, search=turn)
-        self.fit = self._moments()
-        fitted, variance = self.fit
-        self.squares = float((self.values - fitted).square().sum() + variance.sum())
+        self.fitted, variance = self._moments()
+        self.squares = float((self.values - self.fitted).square().sum() + variance.sum())
         self.noise.update(len(self.values), self.squares)
         self.sweeps += 1
 
@@ -189,17 +240,33 @@ class Posterior:
         return (logs - squares) / 2 - noise.divergence() - scale.divergence() - sum(divergences)
 
     def _balance(self) -> None:
-        """Multiply the functions, and divide the core, by what makes the bound largest.
+        """Mix the functions of each mode, and the core the other way, for the largest bound.
 
         The fit stays. Of the core only the precision follows: it is updated next.
         """
-        if self.sweeps == 0:
-            return
+        size, count = len(self.core), len(self.modes)
+        moment = (self.core_cov + torch.outer(self.core, self.core)).reshape(self.ranks * 2)
+        for index, mode in enumerate(self.modes):
+            rest = size // mode.rank
+            pairs = moment.movedim((index, index + count), (0, 1)).reshape(-1, rest, rest)
+            squares = pairs.diagonal(dim1=1, dim2=2).sum(-1).reshape(mode.rank, mode.rank)
+            T = _mixing(mode.squares, self.scale.mean * squares, len(mode.knots) - rest)
+            if T is None:
+                continue
+            mode.mix(T)
+            for axis in (index, index + count):
+                moment = torch.linalg.solve(T, moment.movedim(axis, 0).flatten(1)).reshape(
+                    mode.rank, *[r for d, r in enumerate(self.ranks * 2) if d != axis]
+                )
+                moment = moment.movedim(0, axis)
+        self.scale.update(size, float(moment.reshape(size, size).trace()))
         for mode in self.modes:
+            # The precision of the core goes with the length of the functions: their best length.
             shape, rate = self.scale.prior
-            c2 = (mode.mean.numel() + 2 * shape) / (mode.size + 2 * rate * self.scale.mean)
-            mode.mean, mode.cov = mode.mean * math.sqrt(c2), mode.cov * c2
-            self.scale.rate /= c2
+            total = float(mode.squares.trace()) + 2 * rate * self.scale.mean
+            factor = math.sqrt((mode.mean.numel() + 2 * shape) / total)
+            mode.mix(factor * torch.eye(mode.rank).to(mode.mean))
+            self.scale.rate /= factor**2
 
     def _update_core(self) -> None:
         size = len(self.core)
@@ -245,12 +312,12 @@ class Posterior:
             contract(self.core, self.core_cov, self._factors(part))
             for part in self._blocks(self._largest(range(len(self.modes))))
         ]
-        return torch.cat([mean[:, 0] for mean, _ in parts]), torch.cat([v[:, 0, 0] for _, v in parts])
+        return torch.cat([mean[:, 0] for mean, _ in parts]), torch.cat(
+            [v[:, 0, 0] for _, v in parts]
+        )
 
     def _factors(self, part: slice) -> list[tuple[Tensor, Tensor]]:
-        return [
-            (mode.mean[mode.where[part]], mode.cov[mode.where[part]]) for mode in self.modes
-        ]
+        return [(mode.mean[mode.where[part]], mode.cov[mode.where[part]]) for mode in self.modes]
 
     def _largest(self, order: Sequence[int]) -> int:
         """Entries for each observation, of what `contract` makes in this order."""
@@ -263,6 +330,25 @@ class Posterior:
 
 def _second(mean: Tensor, cov: Tensor) -> Tensor:
     return cov + mean[:, :, None] * mean[:, None, :]
+
+
+def _mixing(Q: Tensor, S: Tensor, c: int) -> Tensor | None:
+    """T with the largest c·log|T| − tr(TQTᵀ)/2 − tr(T⁻ᵀT⁻¹S)/2; None where rounding hides it.
+
+    M = TᵀT solves MQM = cM + S, a quadratic equation for Q^½·M·Q^½.
+    """
+    lengths, axes = torch.linalg.eigh(Q)
+    if _degenerate(lengths):
+        return None
+    root, inverse = (axes * lengths**power @ axes.mT for power in (0.5, -0.5))
+    values, vectors = torch.linalg.eigh(root @ S @ root)
+    half = (c**2 / 4 + values.clamp(min=0)).sqrt() + abs(c) / 2
+    wanted = half if c >= 0 else values / half
+    return None if _degenerate(wanted) else (vectors * wanted.sqrt()).mT @ inverse
+
+
+def _degenerate(values: Tensor) -> bool:
+    return not float(values.min()) > torch.finfo(values.dtype).eps ** 0.5 * float(values.max())
 
 
 def _rowwise(factors: Sequence[Tensor]) -> Tensor:
