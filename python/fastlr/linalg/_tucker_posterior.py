@@ -42,7 +42,9 @@ class Precision:
     def mean_log(self) -> float:
         if self.known:
             return -math.log(self.rate)
-        return float(torch.digamma(torch.tensor(self.shape).double())) - math.log(self.rate)
+        return float(torch.digamma(torch.tensor(self.shape, dtype=torch.float64))) - math.log(
+            self.rate
+        )
 
     def update(self, count: int, squares: float) -> None:
         """Take in the expected sum of the squares of `count` variables."""
