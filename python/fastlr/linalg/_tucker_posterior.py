@@ -11,19 +11,22 @@ from fastlr.linalg.random import random_matrix
 
 # Entries of the largest temporary.
 _BLOCK = 1 << 21
-# Shape and rate of the prior of the core's precision, next to nothing for values below 1.
-_VAGUE = 1e-12
+# Shape of the prior of the core's precision, the mean of which belongs to the size of the values:
+# else a few of them would be taken for noise, whatever they are.
+_CORE_SHAPE = 1.0
 # Noise is no smaller than that, relative to the largest value: its variance is learned with a
-# prior that says so.
+# prior that says so, and nothing else.
+_VAGUE = 1e-12
 LEAST_NOISE = 2.0**-20
-# Of the start, relative to the mean square of the values.
-_FIRST_NOISE = 0.1
+# Of the first sweeps, relative to the mean square of the values: noise that is learned from
+# functions that do not fit yet drowns weak ones, and they do not come back.
+_FIRST_NOISE = 1e-3
 # The first length scale, relative to the range of the coordinates; the search begins with a factor
 # of 2, and ends with the last one, both ways without gain.
 _FIRST_LENGTH = 0.25
 _FINEST_SEARCH = 2.0**-3
-# Sweeps before the first search: length scales of random factors would mean nothing.
-WARM_UP = 5
+# Sweeps before noise and length scales are learned.
+WARM_UP = 10
 
 
 class Precision:
@@ -190,8 +193,9 @@ class Posterior:
         self, modes: list[Mode], values: Tensor, noise_variance: float | None, seed: int
     ) -> None:
         self.modes, self.values = modes, values
+        square = max(float(values.square().mean()), LEAST_NOISE**2)
         if noise_variance is None:
-            first = 1 / max(_FIRST_NOISE * float(values.square().mean()), LEAST_NOISE**2)
+            first = 1 / max(_FIRST_NOISE * square, LEAST_NOISE**2)
             self.noise = Precision(_VAGUE, len(values) * LEAST_NOISE**2 / 2, first)
         else:
             self.noise = Precision(1.0, 1.0, 1 / noise_variance, known=True)
@@ -201,7 +205,7 @@ class Posterior:
         self.core_cov = values.new_zeros(size, size)
         self.core_log_det = self.core_square = 0.0
         self.squares = 0.0
-        self.scale = Precision(_VAGUE, _VAGUE, 1.0)
+        self.scale = Precision(_CORE_SHAPE, _CORE_SHAPE * square / size, size / square)
         self.sweeps = 0
         offset = 0
         for mode in modes:
@@ -229,7 +233,8 @@ class Posterior:
             mode.update(linear, precision, search=turn)
         self.fitted, variance = self._moments()
         self.squares = float((self.values - self.fitted).square().sum() + variance.sum())
-        self.noise.update(len(self.values), self.squares)
+        if self.sweeps >= WARM_UP:
+            self.noise.update(len(self.values), self.squares)
         self.sweeps += 1
 
     def bound(self) -> float:
@@ -242,7 +247,7 @@ class Posterior:
         return (logs - squares) / 2 - noise.divergence() - scale.divergence() - sum(divergences)
 
     def _balance(self) -> None:
-        """Mix the functions of each mode, and the core the other way, for the largest bound.
+        """Mix the functions of each mode, u ← Tu, and the core by T⁻ᵀ, for the largest bound.
 
         The fit stays. Of the core only the precision follows: it is updated next.
         """
@@ -257,7 +262,7 @@ class Posterior:
                 continue
             mode.mix(T)
             for axis in (index, index + count):
-                moment = torch.linalg.solve(T, moment.movedim(axis, 0).flatten(1)).reshape(
+                moment = torch.linalg.solve(T.mT, moment.movedim(axis, 0).flatten(1)).reshape(
                     mode.rank, *[r for d, r in enumerate(self.ranks * 2) if d != axis]
                 )
                 moment = moment.movedim(0, axis)

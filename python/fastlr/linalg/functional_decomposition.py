@@ -451,8 +451,8 @@ def functional_tucker(
     self._nu, self._exponents = float(nu), (power, powers)
     self._numpy, self._dtype = data.numpy, str(data.dtype).removeprefix("torch.")
     self._sweeps = []
-    # The search changes one mode a sweep.
-    quiet, first = 0, len(modes) + (WARM_UP if None in lengths else 0)
+    # Length scales are sought for one mode a sweep.
+    quiet, first = 0, len(modes) + (WARM_UP if noise is None or None in lengths else 0)
     while len(self._sweeps) < most and not (quiet >= len(modes) and len(self._sweeps) > first):
         posterior.sweep()
         self._take_over(posterior)
