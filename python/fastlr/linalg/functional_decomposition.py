@@ -370,12 +370,12 @@ def functional_tucker(
     length_scale : float or sequence of D floats, optional
         Of the kernel of each mode, in the units of its coordinates: the correlation of u(t) and
         u(s) is k(|t − s| / length_scale). If None, those with the largest bound on the evidence
-        are sought.
+        are sought; a mode with one coordinate has a power of two near it.
     noise_variance : float, optional
-        Of the observations; learned if None.
+        Of the observations; learned if None, which takes more than a handful of them.
     tol : float
-        Ends once no sweep of D raises the bound by more than `tol` for each observation.
-        0 makes all sweeps.
+        It ends once D sweeps in a row raise the bound by no more than `tol` for each observation,
+        and noise and length scales have been learned. 0 makes all sweeps.
     max_sweeps : int
     validation : (coordinates, values), optional
         Observations that are not fitted; `history` has the error on them. They stop nothing.
@@ -409,7 +409,11 @@ def functional_tucker(
 
     The posterior is variational: core, functions of each mode and noise are independent in it, and
     each part is updated to the optimum given the others, with its second moments. The optimum
-    found may be a local one, and depends on the seed; `info.bound` compares seeds, ranks and nu.
+    found may be a local one, and depends on the seed; `info.bound` compares seeds, nu and length
+    scales. Noise is learned from the eleventh sweep on.
+
+    Variances have the size of the squares of the values: those of values of 1e±160 (1e±20 for
+    float32) are infinite or zero.
 
     Source of the model: Fang, Yu, Wang, Li, Kirby, Zhe, "Functional Bayesian Tucker decomposition
     for continuous-indexed tensor data" (ICLR 2024), who match moments of messages instead. Not
