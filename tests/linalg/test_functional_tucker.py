@@ -50,12 +50,12 @@ class Planted:
         self.values = self.truth + noise * rng.standard_normal(count)
 
 
-def small_posterior(ranks=(2, 3), count=14, nu=1.5, seed=0, sweeps=2, noise=None, length=None):
+def small_posterior(ranks=(2, 3), count=14, nu=1.5, sweeps=2, noise=None, steps=10):
     """After some sweeps, with duplicates among the coordinates."""
-    planted = Planted(count, ranks, 0.1, seed)
-    points = torch.from_numpy(np.round(planted.coordinates, 1))
-    modes = [Mode(column, nu, r, length) for column, r in zip(points.T, ranks, strict=True)]
-    posterior = Posterior(modes, torch.from_numpy(planted.values) / 4, noise, seed)
+    planted = Planted(count, ranks, 0.1, 0)
+    points = torch.from_numpy(np.round(planted.coordinates * steps) / steps)
+    modes = [Mode(column, nu, r, None) for column, r in zip(points.T, ranks, strict=True)]
+    posterior = Posterior(modes, torch.from_numpy(planted.values) / 4, noise, 0)
     for _ in range(sweeps):
         posterior.sweep()
     return posterior
@@ -321,10 +321,15 @@ def mixings(posterior):
     return mixed, before
 
 
-@pytest.mark.parametrize("ranks", [(2, 3), (2, 2, 2), (4, 1, 2), (2,)])
-def test_balancing_raises_the_bound_to_its_maximum(ranks):
-    """As a function of the mixing, log-determinants and squares: the fit does not change."""
-    posterior = small_posterior(ranks, count=25, sweeps=2)
+@pytest.mark.parametrize(
+    ("ranks", "steps"), [((2, 3), 10), ((2, 2, 2), 10), ((4, 1, 2), 10), ((2,), 10), ((2, 3, 3), 2)]
+)
+def test_balancing_raises_the_bound_to_its_maximum(ranks, steps):
+    """As a function of the mixing, log-determinants and squares: the fit does not change.
+
+    With three coordinates the core has more dimensions than the functions.
+    """
+    posterior = small_posterior(ranks, count=25, sweeps=2, steps=steps)
     size = len(posterior.core)
 
     def step():
@@ -357,6 +362,28 @@ def test_balancing_raises_the_bound_to_its_maximum(ranks):
     assert last < 1e-6 * max(gain, 1)
     for T in mixed:
         assert torch.allclose(T.mT @ T, torch.eye(len(T)).double(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (2, 2, 2)])
+def test_balancing_knows_what_the_core_becomes(ranks):
+    """Its precision is that of a core that is mixed by T⁻ᵀ; without a prior, R/‖core‖² exactly."""
+    posterior = small_posterior(ranks, count=25, sweeps=2)
+    posterior.scale.prior = 0.0, 0.0
+    mixed, _ = mixings(posterior)
+    inverse = torch.ones(1, 1).double()
+    for T in mixed:
+        inverse = torch.kron(inverse, torch.linalg.inv(T).mT)
+    core, cov = inverse @ posterior.core, inverse @ posterior.core_cov @ inverse.mT
+    square = float(core.square().sum() + cov.trace())
+    assert posterior.scale.mean == pytest.approx(len(core) / square, rel=1e-6)
+    # The other way to mix it is another one.
+    other = torch.ones(1, 1).double()
+    for T in mixed:
+        other = torch.kron(other, torch.linalg.inv(T))
+    square = float(
+        (other @ posterior.core).square().sum() + (other @ posterior.core_cov @ other.mT).trace()
+    )
+    assert posterior.scale.mean != pytest.approx(len(core) / square, rel=1e-3)
 
 
 # ---------------------------------------------------------------- recovery
