@@ -297,6 +297,7 @@ def test_bound_never_falls(ranks, nu, noise, known, seed):
         noise_variance=known,
         tol=0,
         max_sweeps=16,
+        starts=1,
         seed=seed,
     )
     bounds = fit.history.bound
@@ -429,7 +430,7 @@ def test_length_scales_follow_the_data():
     rng = np.random.default_rng(0)
     t = rng.integers(0, 64, (300, 2)) / 64
     values = np.sin(t[:, 0]) * np.sin(40 * t[:, 1]) + 0.01 * rng.standard_normal(300)
-    fit = la.functional_tucker(t, values, 1, nu=2.5, tol=1e-4, seed=0)
+    fit = la.functional_tucker(t, values, 1, nu=2.5, tol=1e-4, starts=1, seed=0)
     slow, fast = fit.length_scales
     assert slow > 4 * fast
     wrong = la.functional_tucker(t, values, 1, nu=2.5, length_scale=(fast, slow), seed=0)
@@ -453,7 +454,7 @@ def test_ranks_above_the_truth_do_no_harm():
 
 
 def fitted(planted, ranks=(2, 2), **options):
-    options = {"seed": 0, "max_sweeps": 12, "tol": 0} | options
+    options = {"seed": 0, "max_sweeps": 12, "tol": 0, "starts": 1} | options
     return la.functional_tucker(planted.coordinates, planted.values, ranks, **options)
 
 
@@ -571,6 +572,18 @@ def test_one_seed_is_one_result(planted):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_the_best_start_goes_on():
+    """Of ten sweeps from each; the first one of several is the only one of one."""
+    planted = Planted(200, (2, 2, 2), 0.05, 4, grid=10)
+    bounds = [
+        fitted(planted, 2, starts=starts, max_sweeps=10).info.bound for starts in (1, 2, 3, 4, 5)
+    ]
+    assert bounds == sorted(bounds)
+    assert len(set(bounds)) > 1
+    again = fitted(planted, 2, starts=5, max_sweeps=14)
+    assert again.history.bound[9] == bounds[-1]
+
+
 # ---------------------------------------------------------------- edges
 
 
@@ -665,13 +678,15 @@ def test_kinds_and_dtypes(planted):
     expected = fitted(planted).predict(NEW).mean
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         values = torch.from_numpy(y).to(dtype)
-        fit = la.functional_tucker(torch.from_numpy(t), values, 2, seed=0, tol=0, max_sweeps=12)
+        fit = la.functional_tucker(
+            torch.from_numpy(t), values, 2, seed=0, tol=0, max_sweeps=12, starts=1
+        )
         parts = [*fit.predict(NEW), fit.core, fit.core_covariance, *fit.factor(0, [0.1])]
         assert all(isinstance(part, torch.Tensor) and part.dtype == dtype for part in parts)
         error = (fit.predict(NEW).mean.double().numpy() - expected) / np.abs(expected).max()
         # Rounded values and a rounded result, within what 8 sweeps make of it.
         assert np.abs(error).max() <= 200 * torch.finfo(dtype).eps
-    fit = la.functional_tucker(t, y.astype(np.float32), 2, seed=0, tol=0, max_sweeps=12)
+    fit = la.functional_tucker(t, y.astype(np.float32), 2, seed=0, tol=0, max_sweeps=12, starts=1)
     assert all(part.dtype == np.float32 for part in [*fit.predict(NEW), fit.core])
     fit = la.functional_tucker([[0], [1], [2]], [1, 2, 4], 1, seed=0)
     assert fit.predict([[1]]).mean.dtype == np.float64
@@ -683,7 +698,7 @@ def test_float32_of_any_size(planted):
     t = planted.coordinates
     y = torch.from_numpy(planted.values).float()
     fits = [
-        la.functional_tucker(t, y * 2.0**power, 2, seed=0, tol=0, max_sweeps=12)
+        la.functional_tucker(t, y * 2.0**power, 2, seed=0, tol=0, max_sweeps=12, starts=1)
         for power in (-100, 0, 100)
     ]
     means = [fit.predict(NEW).mean for fit in fits]
@@ -694,10 +709,10 @@ def test_float32_of_any_size(planted):
 def test_inputs_are_not_written_to(planted):
     t, y = planted.coordinates.copy(), planted.values.copy()
     t.flags.writeable = y.flags.writeable = False
-    fit = la.functional_tucker(t, y, 2, seed=0, max_sweeps=3, tol=0, validation=(t, y))
+    fit = la.functional_tucker(t, y, 2, seed=0, max_sweeps=3, tol=0, starts=1, validation=(t, y))
     fit.predict(t)
     assert np.array_equal(t, planted.coordinates)
-    backward = la.functional_tucker(t[::-1], y[::-1], 2, seed=0, max_sweeps=3, tol=0)
+    backward = la.functional_tucker(t[::-1], y[::-1], 2, seed=0, max_sweeps=3, tol=0, starts=1)
     assert same(fit, backward, 1e-9)
 
 
@@ -752,7 +767,7 @@ def test_convergence(planted):
         assert fitted(planted, tol=0, max_sweeps=2).info.sweeps == 2
     rises = np.diff(fit.history.bound)[-2:]
     assert (rises <= 1e-2 * 40).all()
-    assert fit.info.sweeps > 7
+    assert fit.info.sweeps >= 12
 
 
 def test_known_noise(planted):
@@ -839,6 +854,7 @@ VALUES = np.arange(5.0)
             "noise_variance must be at least 2^-40 and at most",
         ),
         ({"tol": -1}, ValueError, "tol must be non-negative and finite, got -1"),
+        ({"starts": 0}, ValueError, "starts must be at least 1, got 0"),
         ({"max_sweeps": 0}, ValueError, "max_sweeps must be at least 1, got 0"),
         ({"seed": 1.5}, TypeError, "seed must be an int, a torch.Generator or None, got float"),
         ({"validation": GOOD}, TypeError, "validation must be (coordinates, values), got ndarray"),

@@ -190,7 +190,12 @@ class Posterior:
     """Of core, functions, noise and the size of the core, and how they are found."""
 
     def __init__(
-        self, modes: list[Mode], values: Tensor, noise_variance: float | None, seed: int
+        self,
+        modes: list[Mode],
+        values: Tensor,
+        noise_variance: float | None,
+        seed: int,
+        number: int = 0,
     ) -> None:
         self.modes, self.values = modes, values
         square = max(float(values.square().mean()), LEAST_NOISE**2)
@@ -207,7 +212,8 @@ class Posterior:
         self.squares = 0.0
         self.scale = Precision(_CORE_SHAPE, _CORE_SHAPE * square / size, size / square)
         self.sweeps = 0
-        offset = 0
+        # Every start has rows of its own in one random matrix.
+        offset = number * sum(len(mode.knots) for mode in modes)
         for mode in modes:
             mode.start(seed, offset)
             offset += len(mode.knots)

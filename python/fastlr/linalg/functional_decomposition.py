@@ -313,14 +313,21 @@ class FunctionalTucker(State):
             variances.append(variance[:, 0, 0])
         return torch.cat(means), torch.cat(variances)
 
-    def _take_over(self, posterior: Posterior) -> None:
-        """Hold what a posterior has found."""
+    def _sweep(self, posterior: Posterior, held_out: "_Observations | None") -> float:
+        """Make a sweep, hold what it has found, and return by how much the bound rose."""
+        posterior.sweep()
         modes = posterior.modes
         self._core = posterior.core.reshape(posterior.ranks)
         self._core_covariance = posterior.core_cov
         self._modes = [(mode.knots, *mode.past, *mode.future) for mode in modes]
         self._length_scales = tuple(mode.length for mode in modes)
         self._noise_variance = 1 / posterior.noise.mean
+        exponent = self._exponents[0]
+        bound = posterior.bound() - len(posterior.values) * exponent * math.log(2)
+        rise = bound - self._sweeps[-1][0] if self._sweeps else math.inf
+        error = posterior.training_error * 2.0**exponent
+        self._sweeps.append((bound, error, self._error(held_out)))
+        return rise
 
     def _error(self, held_out: "_Observations | None") -> float:
         """The root of the mean square error on observations; NaN without any."""
@@ -348,6 +355,7 @@ def functional_tucker(
     noise_variance: float | None = None,
     tol: float = 3e-4,
     max_sweeps: int = 100,
+    starts: int = 4,
     validation: Any = None,
     seed: Seed = None,
 ) -> FunctionalTucker:
@@ -374,9 +382,11 @@ def functional_tucker(
     noise_variance : float, optional
         Of the observations; learned if None, which takes more than a handful of them.
     tol : float
-        It ends once D sweeps in a row raise the bound by no more than `tol` for each observation,
-        and noise and length scales have been learned. 0 makes all sweeps.
+        It ends once D sweeps in a row, after the first ten, raise the bound by no more than `tol`
+        for each observation. 0 makes all sweeps.
     max_sweeps : int
+    starts : int
+        Random starts. Ten sweeps are made from each, and the one with the largest bound goes on.
     validation : (coordinates, values), optional
         Observations that are not fitted; `history` has the error on them. They stop nothing.
     seed : int, torch.Generator or None
@@ -410,7 +420,7 @@ def functional_tucker(
     The posterior is variational: core, functions of each mode and noise are independent in it, and
     each part is updated to the optimum given the others, with its second moments. The optimum
     found may be a local one, and depends on the seed; `info.bound` compares seeds, nu and length
-    scales. Noise is learned from the eleventh sweep on.
+    scales. Noise and length scales are learned from the eleventh sweep on.
 
     Variances have the size of the squares of the values: those of values of 1e±160 (1e±20 for
     float32) are infinite or zero.
@@ -438,6 +448,7 @@ def functional_tucker(
     sizes = _ranks(ranks, data.points.shape[1])
     stop = not_negative(tol, _CALLER, "tol")
     most = at_least(max_sweeps, 1, _CALLER, "max_sweeps")
+    tries = at_least(starts, 1, _CALLER, "starts")
     held_out = _validation(validation, data)
     key = as_seed(seed, _CALLER)
 
@@ -445,32 +456,33 @@ def functional_tucker(
     powers = tuple(_exponent(column) for column in data.points.T)
     lengths = _lengths(length_scale, powers)
     noise = None if noise_variance is None else _noise(noise_variance, power)
-    modes = [
-        Mode(column * 2.0**-e, float(nu), rank, length)
-        for column, e, rank, length in zip(data.points.T, powers, sizes, lengths, strict=True)
-    ]
-    posterior = Posterior(modes, data.values * 2.0**-power, noise, key)
 
-    self = FunctionalTucker.__new__(FunctionalTucker)
-    self._nu, self._exponents = float(nu), (power, powers)
-    self._numpy, self._dtype = data.numpy, str(data.dtype).removeprefix("torch.")
-    self._sweeps = []
+    def start(number: int) -> tuple[FunctionalTucker, Posterior]:
+        modes = [
+            Mode(column * 2.0**-e, float(nu), rank, length)
+            for column, e, rank, length in zip(data.points.T, powers, sizes, lengths, strict=True)
+        ]
+        posterior = Posterior(modes, data.values * 2.0**-power, noise, key, number)
+        fit = FunctionalTucker.__new__(FunctionalTucker)
+        fit._nu, fit._exponents = float(nu), (power, powers)
+        fit._numpy, fit._dtype = data.numpy, str(data.dtype).removeprefix("torch.")
+        fit._sweeps = []
+        for _ in range(min(WARM_UP, most)):
+            fit._sweep(posterior, held_out)
+        return fit, posterior
+
+    self, posterior = max(map(start, range(tries)), key=lambda pair: pair[0]._sweeps[-1][0])
     # Length scales are sought for one mode a sweep.
-    quiet, first = 0, len(modes) + (WARM_UP if noise is None or None in lengths else 0)
-    while len(self._sweeps) < most and not (quiet >= len(modes) and len(self._sweeps) > first):
-        posterior.sweep()
-        self._take_over(posterior)
-        bound = posterior.bound() - len(data.values) * power * math.log(2)
-        errors = (posterior.training_error * 2.0**power, self._error(held_out))
-        rise = bound - self._sweeps[-1][0] if self._sweeps else math.inf
+    quiet, enough = 0, len(sizes)
+    while len(self._sweeps) < most and quiet < enough:
+        rise = self._sweep(posterior, held_out)
         quiet = quiet + 1 if rise <= stop * len(data.values) else 0
-        self._sweeps.append((bound, *errors))
-    converged = quiet >= len(modes) and len(self._sweeps) > first
+    converged = quiet >= enough
     self._outcome = posterior.relative_residual, converged
     if not converged and stop > 0:
         warnings.warn(
-            f"{_CALLER}: {most} sweeps were not enough: the last one raised the bound by "
-            f"{rise / len(data.values):.2g} for each observation",
+            f"{_CALLER}: {most} sweeps were not enough: more than tol = {stop:g} for each "
+            f"observation was gained in one of the last {enough}",
             ConvergenceWarning,
             stacklevel=2,
         )
