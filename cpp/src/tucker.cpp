@@ -1,0 +1,482 @@
+#include <fastlr/tucker.hpp>
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+#include <utility>
+
+#include <fastlr/linear_operator.hpp>
+#include <fastlr/orthonormalize.hpp>
+#include <fastlr/random.hpp>
+
+#include "checks.hpp"
+#include "orthonormal_beside.hpp"
+#include "svd_parts.hpp"
+#include "tensor_modes.hpp"
+
+namespace fastlr {
+namespace {
+
+// Of the energy that a tolerance allows, the share that the sketches may lose.
+constexpr double kSketchShare = 0.02;
+// A sketch of more than this share of a mode costs more than its Gram matrix.
+constexpr double kMostSketched = 0.4;
+// The first width of a sketch to a tolerance.
+constexpr int64_t kFirstWidth = 16;
+// Squares of singular values are known to u of the largest: below this many of them QR has to tell.
+constexpr double kSquaresNoise = 1e4;
+// Factors of fewer rows than this, or more columns than this share of them, are found by a dense SVD.
+constexpr int64_t kDense = 48;
+constexpr double kDenseShare = 0.5;
+// A step of subspace iteration that captures less than this much of what was missing is the last one.
+constexpr double kStepGain = 0.05;
+constexpr int kMostSteps = 4;
+// A sweep that lowers the error by less than this much of itself is the last one.
+constexpr double kSweepGain = 1e-3;
+// Or one that adds no more than so many u ‖X‖² to the energy of the core: that is rounding.
+constexpr double kSweepNoise = 8;
+// ‖X‖² - ‖core‖² is right to some of these u ‖X‖²; below, the error is computed entry by entry.
+constexpr double kCancelled = 1e4;
+// Entries of X at a time whose residual is computed.
+constexpr int64_t kResidualBlock = int64_t{1} << 22;
+// Norms beyond 2^kMostExponent, or below its inverse, are scaled.
+constexpr int kMostExponent = 20;
+constexpr int kMostAttempts = 3;
+// Of the draws that complete factors, apart from those of small seeds.
+constexpr int64_t kCompletionSeed = 0x7475636b6572;
+
+double energy(const at::Tensor& X) {
+  const double norm = frobenius_norm(X);
+  return norm * norm;
+}
+
+// All left singular vectors of an unfolding, with the squares of their values: descending, doubles.
+struct Spectrum {
+  at::Tensor squares, vectors;
+};
+
+Spectrum of_svd(const at::Tensor& A) {
+  const auto [U, S, Vh] = at::linalg_svd(A, /*full_matrices=*/false);
+  return {S.to(at::kDouble).square(), U};
+}
+
+// From the n x n factor R of the unfolding's adjoint, block of columns by block: accurate to u of the values.
+Spectrum spectrum_by_qr(const at::Tensor& X, int64_t mode) {
+  at::Tensor R;
+  for_unfolding_blocks(X, mode, X.scalar_type(), [&](const at::Tensor& columns) {
+    const auto rows = materialized_adjoint(columns);
+    R = std::get<1>(at::linalg_qr(R.defined() ? at::cat({R, rows}) : rows, "r"));
+  });
+  return of_svd(R.mH());
+}
+
+Spectrum spectrum_by_gram(const at::Tensor& X, int64_t mode) {
+  const auto type = double_type(X);
+  const int64_t n = X.size(mode);
+  auto G = at::zeros({n, n}, X.options().dtype(type));
+  for_unfolding_blocks(X, mode, type, [&](const at::Tensor& columns) { G.addmm_(columns, columns.mH()); });
+  auto [values, vectors] = at::linalg_eigh(G);
+  return {values.clamp_min(0).flip(0), vectors.flip(1).to(X.scalar_type())};
+}
+
+// Of at least `rank` orthonormal columns: what the unfolding lacks is drawn at random.
+at::Tensor completed(const at::Tensor& U, int64_t rank) {
+  if (U.size(1) >= rank) return U;
+  int64_t drawn = 0;
+  const auto more = gaussian(U.size(0), rank - U.size(1), kCompletionSeed, 0, U.options());
+  return at::cat({U, orthonormal_beside(U, more, drawn)}, 1);
+}
+
+// `needed`: how small the squares are, relative to the sum of all, that have to be right; nothing: those of the rank.
+Spectrum spectrum(const at::Tensor& X, int64_t mode, int64_t rank, std::optional<double> needed) {
+  const int64_t n = X.size(mode), others = X.numel() / n;
+  if (n >= others) {
+    // Tall: the small side decides.
+    const auto [Q, R] = at::linalg_qr(unfolding(X, mode));
+    const auto small = of_svd(R);
+    return {small.squares, completed(at::mm(Q, small.vectors), rank)};
+  }
+  const double noise = kSquaresNoise * unit_roundoff(double_type(X));
+  if (needed && *needed < noise) return spectrum_by_qr(X, mode);
+  auto found = spectrum_by_gram(X, mode);
+  if (!needed && found.squares[rank - 1].item<double>() < noise * found.squares[0].item<double>())
+    return spectrum_by_qr(X, mode);
+  return found;
+}
+
+// The least rank whose tail is within `allowed`, and that tail.
+std::pair<int64_t, double> least_rank(const at::Tensor& squares, double allowed) {
+  const auto values = squares.to(at::kCPU).contiguous();
+  const double* s = values.const_data_ptr<double>();
+  int64_t rank = values.numel();
+  double tail = 0;
+  while (rank > 1 && tail + s[rank - 1] <= allowed) tail += s[--rank];
+  return {rank, tail};
+}
+
+// A tensor on its way to the core: what the factors so far have made of it.
+struct Reduced {
+  at::Tensor X;
+  std::vector<at::Tensor> factors;  // undefined: not yet
+
+  void multiply(size_t i, int64_t mode, const at::Tensor& Q) {
+    X = mode_product(X, mode, materialized_adjoint(Q));
+    factors[i] = factors[i].defined() ? at::mm(factors[i], Q) : Q;
+  }
+};
+
+// The order of the modes that makes the products cheapest, for the sizes that are left of them: by an exchange of
+// neighbours, those with the least l n / (n - l) first.
+std::vector<size_t> cheapest_order(const at::Tensor& X, const std::vector<int64_t>& modes,
+                                   const std::vector<int64_t>& left) {
+  std::vector<size_t> order(modes.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto cost = [&](size_t i) {
+    const double n = static_cast<double>(X.size(modes[i])), l = static_cast<double>(left[i]);
+    return l < n ? l * n / (n - l) : INFINITY;
+  };
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return cost(a) < cost(b); });
+  return order;
+}
+
+// ---- sketches ----
+
+at::Tensor sketch(const at::Tensor& X, int64_t mode, int64_t width, int64_t seed, int64_t drawn) {
+  return unfolding_product(X, mode, gaussian(X.numel() / X.size(mode), width, seed, drawn, X.options()));
+}
+
+// Sketches of a fixed width for each mode, with steps of subspace iteration.
+void compress(Reduced& reduced, const TuckerOptions& options, int64_t power_iters) {
+  std::vector<int64_t> widths;
+  for (size_t i = 0; i < options.modes.size(); ++i)
+    widths.push_back(std::min(options.ranks[i] + options.oversample, reduced.X.size(options.modes[i])));
+  for (const size_t i : cheapest_order(reduced.X, options.modes, widths)) {
+    const int64_t mode = options.modes[i], n = reduced.X.size(mode), others = reduced.X.numel() / n;
+    if (static_cast<double>(widths[i]) > kMostSketched * static_cast<double>(n) || widths[i] >= others) continue;
+    auto Q = orthonormalize(sketch(reduced.X, mode, widths[i], options.seed + static_cast<int64_t>(i), 0));
+    for (int64_t p = 0; p < power_iters; ++p) {
+      // The projected tensor, unfolded and orthonormalized, is the next test matrix.
+      const auto rows = unfolding(mode_product(reduced.X, mode, materialized_adjoint(Q)), mode);
+      Q = orthonormalize(unfolding_product(reduced.X, mode, stabilize(rows.mH().contiguous())));
+    }
+    reduced.multiply(i, mode, Q);
+  }
+}
+
+// Sketches that grow until what they miss is within `allowed`; a mode that would need a wide one is left as it is.
+void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
+  std::vector<int64_t> sizes;
+  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
+  double share = allowed / static_cast<double>(options.modes.size()), rest = energy(reduced.X);
+  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+    const int64_t mode = options.modes[i], n = reduced.X.size(mode), others = reduced.X.numel() / n;
+    const int64_t most = std::min(static_cast<int64_t>(kMostSketched * static_cast<double>(n)), others - 1);
+    auto Q = at::empty({n, 0}, reduced.X.options());
+    std::vector<at::Tensor> parts;
+    double missed = rest;
+    int64_t completed = 0;
+    while (missed > share) {
+      const int64_t width = std::max(kFirstWidth, Q.size(1) / 2);
+      if (Q.size(1) + width > most) break;
+      auto Y = sketch(reduced.X, mode, width, options.seed + static_cast<int64_t>(i), Q.size(1));
+      if (Q.size(1)) Y = at::addmm(Y, Q, at::mm(Q.mH(), Y), 1, -1);
+      const auto more = Q.size(1) ? orthonormal_beside(Q, Y, completed) : orthonormalize(Y);
+      parts.push_back(mode_product(reduced.X, mode, materialized_adjoint(more)));
+      missed -= energy(parts.back());
+      Q = at::cat({Q, more}, 1);
+    }
+    if (missed > share) continue;
+    reduced.X = at::cat(parts, mode);
+    reduced.factors[i] = Q;
+    rest = energy(reduced.X);
+  }
+}
+
+// ---- ST-HOSVD ----
+
+void truncate(Reduced& reduced, const TuckerOptions& options) {
+  for (const size_t i : cheapest_order(reduced.X, options.modes, options.ranks)) {
+    const int64_t mode = options.modes[i];
+    if (options.ranks[i] == reduced.X.size(mode)) continue;
+    reduced.multiply(i, mode, spectrum(reduced.X, mode, options.ranks[i], {}).vectors.narrow(1, 0, options.ranks[i]));
+  }
+}
+
+// What one mode leaves of its share of the allowed energy goes to the others.
+void truncate_to(Reduced& reduced, const TuckerOptions& options, double allowed, double total) {
+  double left = static_cast<double>(options.modes.size());
+  std::vector<int64_t> sizes;
+  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
+  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+    const int64_t mode = options.modes[i];
+    const double share = allowed / left--;
+    const auto [squares, vectors] = spectrum(reduced.X, mode, 1, share / total);
+    auto [rank, tail] = least_rank(squares, share);
+    rank = std::min(rank, options.ranks[i]);
+    allowed = std::max(0.0, allowed - tail);
+    if (rank < reduced.X.size(mode)) reduced.multiply(i, mode, vectors.narrow(1, 0, rank));
+  }
+}
+
+// ---- sweeps ----
+
+// An orthonormal basis of the r leading left singular vectors of the n x m matrix Y, from one of nearly the same span.
+at::Tensor leading_vectors(const at::Tensor& Y, const at::Tensor& U) {
+  const int64_t n = Y.size(0), m = Y.size(1), r = U.size(1);
+  if (n <= kDense || m <= r || static_cast<double>(r) > kDenseShare * static_cast<double>(n)) {
+    const auto square = m > n ? std::get<1>(at::linalg_qr(Y.mH(), "r")).mH() : Y;
+    return completed(of_svd(square).vectors, r).narrow(1, 0, r).contiguous();
+  }
+  auto Q = U;
+  double captured = 0;
+  const double all = energy(Y);
+  for (int step = 0; step < kMostSteps; ++step) {
+    // Orthonormal in between: products with YYᴴ would square the range of singular values.
+    const auto rows = at::mm(Y.mH(), Q);
+    const double before = std::exchange(captured, energy(rows));
+    if (step > 0 && captured - before <= kStepGain * (all - captured)) break;
+    Q = orthonormalize(at::mm(Y, orthonormalize(rows)));
+  }
+  return Q;
+}
+
+class Sweep {
+ public:
+  Sweep(const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors) : modes_(modes), factors_(factors) {}
+
+  at::Tensor operator()(const at::Tensor& X) {
+    renew(X, 0, modes_.size());
+    return core_;
+  }
+
+ private:
+  // X times all factors but those of [first, last): these are found anew, one after the other.
+  void renew(const at::Tensor& X, size_t first, size_t last) {
+    if (last - first == 1) {
+      auto& U = factors_[first];
+      const int64_t mode = modes_[first];
+      if (U.size(1) < U.size(0)) U = leading_vectors(unfolding(X, mode), U);
+      core_ = mode_product(X, mode, materialized_adjoint(U));
+      return;
+    }
+    const size_t middle = (first + last) / 2;
+    renew(multiplied(X, middle, last), first, middle);
+    renew(multiplied(X, first, middle), middle, last);
+  }
+
+  at::Tensor multiplied(at::Tensor X, size_t first, size_t last) const {
+    std::vector<int64_t> modes(modes_.begin() + static_cast<std::ptrdiff_t>(first),
+                               modes_.begin() + static_cast<std::ptrdiff_t>(last)),
+        left;
+    for (size_t i = first; i < last; ++i) left.push_back(factors_[i].size(1));
+    for (const size_t i : cheapest_order(X, modes, left))
+      X = mode_product(X, modes[i], materialized_adjoint(factors_[first + i]));
+    return X;
+  }
+
+  const std::vector<int64_t>& modes_;
+  std::vector<at::Tensor>& factors_;
+  at::Tensor core_;
+};
+
+// ---- the result ----
+
+// The same tensor with an all-orthogonal core and fixed signs.
+void canonical(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors) {
+  for (size_t i = 0; i < modes.size(); ++i) {
+    const auto rotation = spectrum(core, modes[i], core.size(modes[i]), 0.0).vectors;
+    core = mode_product(core, modes[i], materialized_adjoint(rotation));
+    factors[i] = at::mm(factors[i], rotation);
+  }
+  for (size_t i = 0; i < modes.size(); ++i) {
+    const auto phases = column_phases(factors[i]).view({-1});
+    factors[i] = polish(factors[i] * phases.conj());
+    core = mode_product(core, modes[i], at::diag(phases.resolve_conj()));
+  }
+}
+
+// Where nothing was to be done, the factor is the identity.
+std::vector<at::Tensor> with_identities(std::vector<at::Tensor> factors, const std::vector<int64_t>& modes,
+                                        const at::Tensor& X) {
+  for (size_t i = 0; i < modes.size(); ++i)
+    if (!factors[i].defined()) factors[i] = at::eye(X.size(modes[i]), X.options());
+  return factors;
+}
+
+// Sweeps until one gains next to nothing; the core of the last one, or nothing where none was allowed.
+struct Sweeps {
+  std::vector<double> errors;
+  bool converged = false;
+};
+Sweeps sweep_to_the_end(const at::Tensor& X, double total, const std::vector<int64_t>& modes, at::Tensor& core,
+                        std::vector<at::Tensor>& factors, int64_t most) {
+  Sweeps done;
+  double captured = energy(core);
+  for (int64_t i = 0; i < most && !done.converged; ++i) {
+    core = tucker_sweep(X, modes, factors);
+    const double before = std::exchange(captured, energy(core)), rest = std::max(total - captured, 0.0);
+    done.errors.push_back(std::sqrt(rest));
+    // To the first order, errors fall by half as much of themselves as their squares do.
+    done.converged = captured - before <= std::max(2 * kSweepGain * rest, kSweepNoise * unit_roundoff(X) * total);
+  }
+  return done;
+}
+
+// Slices of the all-orthogonal core that the allowed energy covers, the smallest first; how much of it is left.
+double drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors,
+                   double allowed) {
+  for (;;) {
+    size_t best = modes.size();
+    double least = allowed;
+    for (size_t i = 0; i < modes.size(); ++i) {
+      const int64_t r = core.size(modes[i]);
+      const double lost = r > 1 ? energy(core.select(modes[i], r - 1)) : INFINITY;
+      if (lost <= least) std::tie(best, least) = std::pair(i, lost);
+    }
+    if (best == modes.size()) return allowed;
+    const int64_t r = core.size(modes[best]) - 1;
+    core = core.narrow(modes[best], 0, r).contiguous();
+    factors[best] = factors[best].narrow(1, 0, r).contiguous();
+    allowed -= least;
+  }
+}
+
+struct Fit {
+  at::Tensor core;
+  std::vector<at::Tensor> factors;
+  Sweeps sweeps;
+};
+
+Fit fit_ranks(const at::Tensor& X, const TuckerOptions& options, double total) {
+  const auto& modes = options.modes;
+  Reduced reduced{X, std::vector<at::Tensor>(modes.size())};
+  if (options.method != TuckerMethod::kSequential)
+    compress(reduced, options, options.method == TuckerMethod::kRandomized ? options.power_iters : 0);
+  truncate(reduced, options);
+  Fit fit{reduced.X, with_identities(reduced.factors, modes, X), {}};
+  const double start = std::sqrt(std::max(total - energy(fit.core), 0.0));
+  if (options.method == TuckerMethod::kAlternating)
+    fit.sweeps = sweep_to_the_end(X, total, modes, fit.core, fit.factors, options.most_sweeps);
+  else
+    fit.sweeps.converged = true;
+  fit.sweeps.errors.insert(fit.sweeps.errors.begin(), start);
+  return fit;
+}
+
+Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double total, double allowed) {
+  const auto& modes = options.modes;
+  Reduced outer{X, std::vector<at::Tensor>(modes.size())};
+  // What the sketches miss is known by the energy that they leave.
+  if (options.method != TuckerMethod::kSequential && allowed * kSketchShare > kCancelled * unit_roundoff(X) * total)
+    compress_to(outer, options, kSketchShare * allowed);
+  allowed -= std::max(total - energy(outer.X), 0.0);
+  const double rest = energy(outer.X);
+  Reduced inner{outer.X, std::vector<at::Tensor>(modes.size())};
+  truncate_to(inner, options, allowed, total);
+  Fit fit{inner.X, with_identities(inner.factors, modes, outer.X), {}};
+  fit.sweeps.errors = {std::sqrt(std::max(total - energy(fit.core), 0.0))};
+  fit.sweeps.converged = true;
+  if (options.method == TuckerMethod::kAlternating && options.most_sweeps > 0) {
+    const auto done = sweep_to_the_end(outer.X, rest, modes, fit.core, fit.factors, options.most_sweeps);
+    for (const double error : done.errors)
+      fit.sweeps.errors.push_back(std::sqrt(error * error + std::max(total - rest, 0.0)));
+    canonical(fit.core, modes, fit.factors);
+    drop_slices(fit.core, modes, fit.factors, allowed - std::max(rest - energy(fit.core), 0.0));
+  }
+  for (size_t i = 0; i < modes.size(); ++i)
+    if (outer.factors[i].defined()) fit.factors[i] = at::mm(outer.factors[i], fit.factors[i]);
+  return fit;
+}
+
+Tucker finished(const at::Tensor& X, const TuckerOptions& options, Fit fit, double norm, double total) {
+  canonical(fit.core, options.modes, fit.factors);
+  const double rest = total - energy(fit.core);
+  const double error = rest > kCancelled * unit_roundoff(X) * total
+                           ? std::sqrt(rest)
+                           : tucker_residual(X, options.modes, fit.core, fit.factors);
+  Tucker result{fit.core, fit.factors, norm, error, fit.sweeps.errors, fit.sweeps.converged};
+  result.errors.back() = error;
+  return result;
+}
+
+Tucker unscaled(Tucker result, int exponent) {
+  const double unit = std::ldexp(1.0, -exponent);
+  result.core = scaled(result.core, -exponent);
+  result.norm *= unit;
+  result.error *= unit;
+  for (double& error : result.errors) error *= unit;
+  return result;
+}
+
+// X = 0: its factors are any orthonormal ones.
+Tucker of_zeros(const at::Tensor& X, const TuckerOptions& options) {
+  auto sizes = X.sizes().vec();
+  Tucker result;
+  for (size_t i = 0; i < options.modes.size(); ++i) {
+    const int64_t n = X.size(options.modes[i]), r = options.tol ? std::min<int64_t>(n, 1) : options.ranks[i];
+    sizes[options.modes[i]] = r;
+    result.factors.push_back(at::eye(n, r, X.options()));
+  }
+  result.core = at::zeros(sizes, X.options());
+  result.errors = {0.0};
+  return result;
+}
+
+}  // namespace
+
+at::Tensor tucker_sweep(const at::Tensor& X, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors) {
+  return Sweep(modes, factors)(X.contiguous());
+}
+
+double tucker_residual(const at::Tensor& X, const std::vector<int64_t>& modes, const at::Tensor& core,
+                       const std::vector<at::Tensor>& factors) {
+  auto T = core;
+  at::Tensor first;
+  for (size_t i = 0; i < modes.size(); ++i) {
+    if (modes[i] == 0)
+      first = factors[i];
+    else
+      T = mode_product(T, modes[i], factors[i]);
+  }
+  const auto rows = X.reshape({X.size(0), -1});
+  T = T.reshape({T.size(0), -1});
+  if (!first.defined()) return frobenius_norm(rows - T);
+  double norm = 0;
+  const int64_t height = std::max<int64_t>(kResidualBlock / std::max<int64_t>(rows.size(1), 1), 1);
+  for (int64_t i = 0; i < rows.size(0); i += height) {
+    const int64_t count = std::min(height, rows.size(0) - i);
+    norm = std::hypot(norm, frobenius_norm(at::addmm(rows.narrow(0, i, count), first.narrow(0, i, count), T, 1, -1)));
+  }
+  return norm;
+}
+
+Tucker tucker(const at::Tensor& input, const TuckerOptions& options) {
+  const auto X = input.contiguous().resolve_conj();
+  const double norm = frobenius_norm(X);
+  if (!std::isfinite(norm)) check_finite(X, "tucker", "X");
+  if (norm == 0) return of_zeros(X, options);
+  // Sums of squares, and squares of them, far from overflow and underflow.
+  const int exponent = scale_exponent(norm);
+  const auto A = std::abs(exponent) > kMostExponent ? scaled(X, exponent) : X;
+  const double size = A.is_same(X) ? norm : frobenius_norm(A), total = size * size;
+  Tucker result;
+  if (!options.tol) {
+    result = finished(A, options, fit_ranks(A, options, total), size, total);
+  } else {
+    // Rounding may be what exceeds the tolerance: then a smaller one is aimed at.
+    double allowed = *options.tol * *options.tol * total;
+    for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+      result = finished(A, options, fit_tolerance(A, options, total, allowed), size, total);
+      if (result.error <= *options.tol * size) break;
+      const double excess = *options.tol * size / result.error;
+      allowed *= 0.9 * excess * excess;
+    }
+    result.converged = result.error <= *options.tol * size;
+  }
+  return A.is_same(X) ? result : unscaled(std::move(result), exponent);
+}
+
+}  // namespace fastlr
