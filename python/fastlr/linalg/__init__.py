@@ -66,6 +66,8 @@ from fastlr.linalg.top_eigenvector import (
     top_eigenvector_stream,
 )
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
+from fastlr.linalg.tucker_decomposition import tucker
+from fastlr.linalg.tucker_tensor import TuckerInfo, TuckerTensor
 from fastlr.linalg.volume_sampling import (
     RescaledSample,
     projection_dpp,
@@ -133,6 +135,8 @@ __all__ = [
     "TopK",
     "TraceEstimate",
     "TraceInfo",
+    "TuckerInfo",
+    "TuckerTensor",
     "WeightedLowRank",
     "WeightedLowRankInfo",
     "bilinear_lstsq",
@@ -166,6 +170,7 @@ __all__ = [
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",
+    "tucker",
     "volume_rescaled_sample",
     "volume_sample",
     "weighted_low_rank",
