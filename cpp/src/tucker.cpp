@@ -35,7 +35,7 @@ constexpr double kDenseShare = 0.5;
 constexpr double kStepGain = 0.05;
 constexpr int kMostSteps = 4;
 // A sweep that lowers the error by less than this much of itself is the last one.
-constexpr double kSweepGain = 1e-3;
+constexpr double kSweepGain = 1e-4;
 // Or one that adds no more than so many u ‖X‖² to the energy of the core: that is rounding.
 constexpr double kSweepNoise = 8;
 // ‖X‖² - ‖core‖² is right to some of these u ‖X‖²; below, the error is computed entry by entry.
@@ -457,6 +457,7 @@ Tucker tucker(const at::Tensor& input, const TuckerOptions& options) {
   const auto X = input.contiguous().resolve_conj();
   const double norm = frobenius_norm(X);
   if (!std::isfinite(norm)) check_finite(X, "tucker", "X");
+  if (options.modes.empty()) return {X, {}, norm, 0.0, {0.0}, true};
   if (norm == 0) return of_zeros(X, options);
   // Sums of squares, and squares of them, far from overflow and underflow.
   const int exponent = scale_exponent(norm);

@@ -104,7 +104,7 @@ def tucker(
     next ones a tensor that is smaller by n/l. A sweep multiplies by all factors but one, mode after
     mode; products that several modes share are made once: two passes over X of 2·rank·N flops, for
     d = 3 or 4. Factors come from a few steps of subspace iteration that begin at the last ones.
-    Sweeps end when one lowers the error by less than 0.1 % of itself. "st_hosvd" takes 2·n·N flops
+    Sweeps end when one lowers the error by less than 0.01 % of itself. "st_hosvd" takes 2·n·N flops
     for the Gram matrix of the first mode, in double precision; where that cannot tell (singular
     values below 1e-6 of the largest), QR factorizations. With `tol`, sketches grow until what they
     miss is 2 % of what is allowed (in squares), ranks are chosen on the small tensor that is left,
