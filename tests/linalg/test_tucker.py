@@ -231,7 +231,7 @@ def test_permuted_and_rotated(method):
         for Y in (permuted, permuted.contiguous()):
             P = la.tucker(Y, [ranks[i] for i in order], method=method, seed=0)
             assert P.shape == tuple(Y.shape)
-            # Another order of the modes, other draws: near a minimum, errors differ to second order.
+            # Another order of modes, other draws: near a minimum, errors differ to second order.
             assert P.info.error == pytest.approx(T.info.error, rel=2e-3)
     rotations = [torch.linalg.qr(gaussian(n, n, seed=n)).Q for n in X.shape]
     Y = la.TuckerTensor(X, rotations).full()
