@@ -13,6 +13,8 @@ namespace {
 constexpr int64_t kBlock = int64_t{1} << 18;
 // Matrix products with fewer columns than this lose more than copying into wider ones costs.
 constexpr int64_t kNarrow = 64;
+// Entries of the products that are added up at a time.
+constexpr int64_t kProducts = int64_t{1} << 22;
 
 }  // namespace
 
@@ -42,7 +44,14 @@ at::Tensor unfolding_product(const at::Tensor& X, int64_t mode, const at::Tensor
   const auto V = around(X, mode);
   const int64_t before = V.size(0), n = V.size(1), after = V.size(2);
   if (before == 1 || after == 1 || after < kNarrow) return at::mm(unfolding(X, mode), Y);
-  return at::addbmm(at::zeros({n, Y.size(1)}, X.options()), V, Y.view({before, after, Y.size(1)}), 0);
+  const auto test = Y.view({before, after, Y.size(1)});
+  auto sum = at::zeros({n, Y.size(1)}, X.options());
+  const int64_t step = std::max<int64_t>(kProducts / (n * Y.size(1)), 1);
+  for (int64_t i = 0; i < before; i += step) {
+    const int64_t count = std::min(step, before - i);
+    sum += at::bmm(V.narrow(0, i, count), test.narrow(0, i, count)).sum(0);
+  }
+  return sum;
 }
 
 void for_unfolding_blocks(const at::Tensor& X, int64_t mode, at::ScalarType type, const ColumnVisitor& visit) {

@@ -22,6 +22,8 @@ namespace {
 
 // Of the energy that a tolerance allows, the share that the sketches may lose.
 constexpr double kSketchShare = 0.02;
+// Below this many u ‖X‖ sketches show rounding.
+constexpr double kSketchNoise = 100;
 // A sketch of more than this share of a mode costs more than its Gram matrix.
 constexpr double kMostSketched = 0.4;
 // The first width of a sketch to a tolerance.
@@ -129,11 +131,11 @@ struct Reduced {
 };
 
 // The order of the modes that makes the products cheapest, for the sizes that are left of them: by an exchange of
-// neighbours, those with the least l n / (n - l) first.
+// neighbours, those with the least l n / (n - l) first; of equal ones the last, whose products are the fastest.
 std::vector<size_t> cheapest_order(const at::Tensor& X, const std::vector<int64_t>& modes,
                                    const std::vector<int64_t>& left) {
   std::vector<size_t> order(modes.size());
-  std::iota(order.begin(), order.end(), 0);
+  std::iota(order.rbegin(), order.rend(), 0);
   const auto cost = [&](size_t i) {
     const double n = static_cast<double>(X.size(modes[i])), l = static_cast<double>(left[i]);
     return l < n ? l * n / (n - l) : INFINITY;
@@ -166,32 +168,29 @@ void compress(Reduced& reduced, const TuckerOptions& options, int64_t power_iter
   }
 }
 
-// Sketches that grow until what they miss is within `allowed`; a mode that would need a wide one is left as it is.
+// Sketches that grow until a fresh one shows that what they miss is within `allowed`; a mode that would need a wide one
+// is left as it is.
 void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
   std::vector<int64_t> sizes;
   for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
-  double share = allowed / static_cast<double>(options.modes.size()), rest = energy(reduced.X);
+  const double share = allowed / static_cast<double>(options.modes.size());
   for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
     const int64_t mode = options.modes[i], n = reduced.X.size(mode), others = reduced.X.numel() / n;
     const int64_t most = std::min(static_cast<int64_t>(kMostSketched * static_cast<double>(n)), others - 1);
     auto Q = at::empty({n, 0}, reduced.X.options());
-    std::vector<at::Tensor> parts;
-    double missed = rest;
-    int64_t completed = 0;
-    while (missed > share) {
+    bool enough = false;
+    int64_t drawn = 0, completed = 0;
+    while (Q.size(1) < most) {
       const int64_t width = std::max(kFirstWidth, Q.size(1) / 2);
-      if (Q.size(1) + width > most) break;
-      auto Y = sketch(reduced.X, mode, width, options.seed + static_cast<int64_t>(i), Q.size(1));
+      auto Y = sketch(reduced.X, mode, width, options.seed + static_cast<int64_t>(i), drawn);
+      drawn += width;
       if (Q.size(1)) Y = at::addmm(Y, Q, at::mm(Q.mH(), Y), 1, -1);
-      const auto more = Q.size(1) ? orthonormal_beside(Q, Y, completed) : orthonormalize(Y);
-      parts.push_back(mode_product(reduced.X, mode, materialized_adjoint(more)));
-      missed -= energy(parts.back());
-      Q = at::cat({Q, more}, 1);
+      // The expected energy of a product with Gaussian columns.
+      enough = Q.size(1) && energy(Y) <= static_cast<double>(width) * share;
+      if (enough) break;
+      Q = Q.size(1) ? at::cat({Q, orthonormal_beside(Q, Y, completed)}, 1) : orthonormalize(Y);
     }
-    if (missed > share) continue;
-    reduced.X = at::cat(parts, mode);
-    reduced.factors[i] = Q;
-    rest = energy(reduced.X);
+    if (enough) reduced.multiply(i, mode, Q);
   }
 }
 
@@ -262,7 +261,8 @@ class Sweep {
       core_ = mode_product(X, mode, materialized_adjoint(U));
       return;
     }
-    const size_t middle = (first + last) / 2;
+    // The larger half first: of three modes, neither first product is along the slowest one, the first.
+    const size_t middle = (first + last + 1) / 2;
     renew(multiplied(X, middle, last), first, middle);
     renew(multiplied(X, first, middle), middle, last);
   }
@@ -325,9 +325,9 @@ Sweeps sweep_to_the_end(const at::Tensor& X, double total, const std::vector<int
   return done;
 }
 
-// Slices of the all-orthogonal core that the allowed energy covers, the smallest first; how much of it is left.
-double drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors,
-                   double allowed) {
+// Drops slices of the all-orthogonal core that the allowed energy covers, the smallest first.
+void drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors,
+                 double allowed) {
   for (;;) {
     size_t best = modes.size();
     double least = allowed;
@@ -336,7 +336,7 @@ double drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vec
       const double lost = r > 1 ? energy(core.select(modes[i], r - 1)) : INFINITY;
       if (lost <= least) std::tie(best, least) = std::pair(i, lost);
     }
-    if (best == modes.size()) return allowed;
+    if (best == modes.size()) return;
     const int64_t r = core.size(modes[best]) - 1;
     core = core.narrow(modes[best], 0, r).contiguous();
     factors[best] = factors[best].narrow(1, 0, r).contiguous();
@@ -369,22 +369,24 @@ Fit fit_ranks(const at::Tensor& X, const TuckerOptions& options, double total) {
 Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double total, double allowed) {
   const auto& modes = options.modes;
   Reduced outer{X, std::vector<at::Tensor>(modes.size())};
-  // What the sketches miss is known by the energy that they leave.
-  if (options.method != TuckerMethod::kSequential && allowed * kSketchShare > kCancelled * unit_roundoff(X) * total)
-    compress_to(outer, options, kSketchShare * allowed);
-  allowed -= std::max(total - energy(outer.X), 0.0);
-  const double rest = energy(outer.X);
+  const double missed = kSketchShare * allowed, noise = kSketchNoise * unit_roundoff(X);
+  if (options.method != TuckerMethod::kSequential && missed > noise * noise * total) {
+    compress_to(outer, options, missed);
+    allowed -= missed;
+  }
   Reduced inner{outer.X, std::vector<at::Tensor>(modes.size())};
   truncate_to(inner, options, allowed, total);
   Fit fit{inner.X, with_identities(inner.factors, modes, outer.X), {}};
   fit.sweeps.errors = {std::sqrt(std::max(total - energy(fit.core), 0.0))};
   fit.sweeps.converged = true;
   if (options.method == TuckerMethod::kAlternating && options.most_sweeps > 0) {
+    const double rest = energy(outer.X);
     const auto done = sweep_to_the_end(outer.X, rest, modes, fit.core, fit.factors, options.most_sweeps);
     for (const double error : done.errors)
       fit.sweeps.errors.push_back(std::sqrt(error * error + std::max(total - rest, 0.0)));
     canonical(fit.core, modes, fit.factors);
-    drop_slices(fit.core, modes, fit.factors, allowed - std::max(rest - energy(fit.core), 0.0));
+    const double lost = tucker_residual(outer.X, modes, fit.core, fit.factors);
+    drop_slices(fit.core, modes, fit.factors, allowed - lost * lost);
   }
   for (size_t i = 0; i < modes.size(); ++i)
     if (outer.factors[i].defined()) fit.factors[i] = at::mm(outer.factors[i], fit.factors[i]);

@@ -390,13 +390,13 @@ def test_numpy_and_types():
 
 def test_seeds():
     X = graded((120, 110, 100), lambda i: 1 / (1 + i))
-    one, same, other = (la.tucker(X, 4, max_sweeps=1, seed=seed).core for seed in (1, 1, 2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert torch.allclose(one.abs(), other.abs(), atol=1e-2 * float(X.norm()))
+    one, same, other = (la.tucker(X, 4, method="randomized", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.core, same.core)
+    assert not torch.equal(one.core, other.core)
+    # Both are near the least error, within what the sketches lose.
+    assert one.info.error == pytest.approx(other.info.error, rel=0.05)
 
 
-@pytest.mark.filterwarnings("ignore::fastlr.linalg.ConvergenceWarning")
 def test_max_sweeps():
     X = normal((20, 20, 20))
     with pytest.warns(la.ConvergenceWarning, match="max_sweeps = 1"):
