@@ -290,7 +290,8 @@ class TuckerTensor(State):
         values = (values @ rows.mT).mT  # (*batch, count, everything else)
         for mode in range(len(columns) - 2, -1, -1):
             rows = _rows(self._factors[mode], columns[mode], self.ranks[mode], self._core)
-            values = values.reshape(*batch, count, -1, self.ranks[mode])
+            others = math.prod(self.ranks[:mode])
+            values = values.reshape(*batch, count, others, self.ranks[mode])
             values = (values @ rows.unsqueeze(-1)).squeeze(-1)
         return values.reshape(*batch, count)
 
@@ -478,8 +479,8 @@ class TuckerTensor(State):
             return NotImplemented
         self._check_other(other, "+")
         factors: list[Tensor | None] = []
-        corner: list[slice] = []
-        rest: list[slice] = []
+        corner: list[Any] = [Ellipsis]
+        rest: list[Any] = [Ellipsis]
         ranks: list[int] = []
         for mode, (a, b) in enumerate(zip(self.ranks, other.ranks, strict=True)):
             if self._factors[mode] is None and other._factors[mode] is None:
@@ -494,8 +495,8 @@ class TuckerTensor(State):
                 rest.append(slice(a, None))
                 ranks.append(a + b)
         core = self._core.new_zeros(*self._core.shape[: self._batch], *ranks)
-        core[(..., *corner)] += self._core
-        core[(..., *rest)] += other._core
+        core[tuple(corner)] += self._core
+        core[tuple(rest)] += other._core
         return self._like(core, factors)
 
     def __sub__(self, other: "TuckerTensor") -> "TuckerTensor":
@@ -638,14 +639,16 @@ def _times(core: Tensor, batch: int, mode: int, A: Tensor | None) -> Tensor:
     if A is None:
         return core
     lead, sizes = core.shape[:batch], core.shape[batch:]
-    around = core.reshape(*lead, math.prod(sizes[:mode]), sizes[mode], -1)
+    before, after = math.prod(sizes[:mode]), math.prod(sizes[mode + 1 :])
+    around = core.reshape(*lead, before, sizes[mode], after)
     product = A.unsqueeze(-3) @ around
     return product.reshape(*lead, *sizes[:mode], A.shape[-2], *sizes[mode + 1 :])
 
 
 def _flat_rows(core: Tensor, batch: int, mode: int) -> Tensor:
     """The core as a matrix whose columns belong to its last mode."""
-    return core.reshape(*core.shape[:batch], -1, core.shape[batch + mode])
+    lead, sizes = core.shape[:batch], core.shape[batch:]
+    return core.reshape(*lead, math.prod(sizes[:mode]), sizes[mode])
 
 
 def _rows(F: Tensor | None, index: Tensor, r: int, core: Tensor) -> Tensor:
@@ -658,7 +661,7 @@ def _selected(X: Tensor, dimension: int, part: Any) -> Tensor:
     if isinstance(part, int):
         return X.select(dimension, part)
     places = torch.arange(X.shape[dimension], device=X.device).cpu().numpy()[part]
-    return X.index_select(dimension, torch.as_tensor(np.ascontiguousarray(places), device=X.device))
+    return X.index_select(dimension, torch.as_tensor(places.copy(), device=X.device))
 
 
 def _expanded(index: Any, dimensions: int) -> list[Any]:
