@@ -1,0 +1,466 @@
+"""CP decompositions of tensors."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastlr.linalg._arguments import Seed, as_seed, at_least, not_negative
+from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._cp_steps import (
+    als_sweep,
+    balanced,
+    damped_step,
+    distance,
+    gradient,
+    inner,
+    largest_curvature,
+    norm,
+    residual,
+)
+from fastlr.linalg.cp_tensor import CPTensor, unit_columns
+from fastlr.linalg.random import random_matrix
+from fastlr.linalg.results import ConvergenceWarning
+from fastlr.linalg.tucker_tensor import checked_tol, decomposed
+
+_CALLER = "cp"
+
+# Binary exponents of the largest entry up to which a tensor is not scaled.
+_EXPONENT = 16
+# Sweeps of alternating least squares before the Gauss-Newton steps.
+_SWEEPS = 5
+# Sweeps of `tucker` for the core.
+_CORE_SWEEPS = 2
+# Of random entries that are added to singular vectors, which alone may be a saddle point.
+_PERTURBATION = 0.1
+# What a step has to gain of the error: on X, or a core that is as good; on any other core.
+_LAST_GAIN, _FIRST_GAIN = 1e-8, 1e-3
+# The damping of the first step and the least one, relative to the largest curvature.
+_DAMPING, _LEAST_DAMPING = 1.0, 1e-15
+# ‖weights‖ / ‖X‖ beyond which components diverge.
+_DIVERGING = 1e4
+
+
+@dataclass(frozen=True)
+class _Aim:
+    """When an iteration ends, and what it lowers."""
+
+    goal: float  # an error
+    most: int  # sweeps and steps
+    ridge: float
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The last factors, the errors on the way, and whether steps gain nothing any more."""
+
+    factors: list[Tensor]
+    errors: list[float]
+    objective: float
+    settled: bool
+
+
+def cp(
+    X: Any,
+    rank: int,
+    *,
+    tol: float | None = None,
+    init: Literal["svd", "random"] | CPTensor = "svd",
+    restarts: int = 0,
+    ridge: float = 0.0,
+    max_sweeps: int = 300,
+    seed: Seed = None,
+) -> CPTensor:
+    """Write a tensor as a sum of a few outer products (CANDECOMP/PARAFAC).
+
+    X ≈ Σ weights[a]·F₀[:, a] ∘ F₁[:, a] ∘ …, by alternating least squares and Gauss-Newton steps.
+
+    Parameters
+    ----------
+    X : array or Tensor, shape (n₀, …, n_{d-1})
+        Real or complex, d of at least 2. float16 and bfloat16 are computed in float32, integers in
+        the default float type. Any strides. Never written to.
+    rank : int
+        Components, at least 1; it may be larger than all sizes.
+    tol : float, optional
+        The iteration ends where ‖X − X̂‖_F ≤ tol·‖X‖_F, 0 < tol < 1. If None, or where that is not
+        met, it ends where steps gain nothing any more, or at rounding.
+    init : {"svd", "random"} or CPTensor
+        "svd": leading singular vectors of each unfolding, with a random part, and random columns
+        where there are not enough. "random": normal entries. Or a tensor of this shape and rank to
+        begin with.
+    restarts : int
+        Further starts, from random entries. The best one is returned; none is made after one that
+        met `tol`, or that left nothing but rounding.
+    ridge : float
+        Adds ridge·‖X‖^(2 − 2/d)·Σ‖F‖² to the ‖X − X̂‖² that is minimised, where weights are spread
+        over the factors. It keeps components from cancelling and growing without bounds.
+    max_sweeps : int
+        Of each start: sweeps and steps together. As many again on X, after those on a core.
+    seed : int, torch.Generator or None
+        Of random entries. The same seed gives the same factors; None draws one from torch's default
+        generator.
+
+    Returns
+    -------
+    CPTensor
+        Of the kind, dtype and device of X: positive weights, the largest first, and factors of unit
+        columns. The largest entry of a column is real and positive, in all modes but the last. Its
+        ``info`` says how good it is.
+
+    Raises
+    ------
+    ValueError
+        A rank, tol, ridge or number of sweeps out of range; an init of another shape or rank; an
+        entry that is not finite (its index is named).
+    TypeError
+        A sparse X, numbers of the wrong type, an init of other entries than X has.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``info.converged`` is False: `tol` was not met, steps still gained after `max_sweeps`, or
+        components cancel and grow, as where no best approximation of this rank exists.
+
+    See Also
+    --------
+    CPTensor : what can be done with it.
+    tucker : a core and orthonormal factors, which has a solution always.
+
+    Notes
+    -----
+    For d ≥ 3 the components are unique up to their order, if the factors are general enough
+    (Kruskal: k-ranks that add up to 2·rank + d − 1 or more), and the error has local minima: no
+    iteration is sure to find the best one, and `restarts` make it likelier. For matrices (d = 2)
+    the error is that of the truncated SVD, and the components are any that fit.
+
+    Where the rank is below sizes, all that is iterated first is the core of a Tucker decomposition,
+    in double precision. If the core holds all of X but rounding, that is enough: a CP tensor of
+    this rank has such a core. Otherwise steps on X follow. A start is five sweeps of alternating
+    least squares. Then come Gauss-Newton steps for all factors at once, damped (Levenberg and
+    Marquardt) so that each one that is taken lowers the error; they pass swamps, and end
+    quadratically where X has this rank: at rounding, not at its root. The residual is formed
+    in every one of them, and their gradient is its product with Khatri-Rao products, halves of the
+    modes sharing what they need.
+
+    A step costs 6·rank·N flops for N entries and d = 3, and for P = rank·Σ min(n, rank) unknowns up
+    to 1200 P³/3 flops; above, conjugate gradients of 4·d²·rank²·min(n, rank) flops an iteration, at
+    most 100. Memory: X, twice more where a core is not all of it; where no size is above the rank,
+    in double precision.
+
+    Not differentiable.
+
+    Sources: Harshman, "Foundations of the PARAFAC procedure" (1970), and Carroll, Chang,
+    Psychometrika 35 (1970), for the sweeps; Paatero, "A weighted non-negative least squares
+    algorithm for three-way 'PARAFAC' factor analysis" (1997), Phan, Tichavský, Cichocki, "Low
+    complexity damped Gauss-Newton algorithms for CANDECOMP/PARAFAC", SIMAX 34 (2013), and Sorber,
+    Van Barel, De Lathauwer, SIAM J. Optim. 23 (2013), for the steps; Bro, Andersson, "Improving the
+    speed of multiway algorithms II: compression" (1998); de Silva, Lim, "Tensor rank and the
+    ill-posedness of the best low-rank approximation problem", SIMAX 30 (2008).
+
+    Examples
+    --------
+    Two 2 × 2 matrices are multiplied by seven products of numbers:
+
+    >>> import torch, fastlr.linalg as la
+    >>> X = torch.zeros(4, 4, 4, dtype=torch.float64)
+    >>> for i in range(2):
+    ...     for j in range(2):
+    ...         for k in range(2):
+    ...             X[2 * i + j, 2 * j + k, 2 * i + k] = 1
+    >>> T = la.cp(X, 7, tol=1e-12, restarts=10, seed=0)
+    >>> T.info.converged, bool((T.full() - X).norm() < 1e-12 * X.norm())
+    (True, True)
+    >>> weights, factors = T
+    >>> weights.shape, factors[0].shape
+    (torch.Size([7]), torch.Size([4, 7]))
+    """
+    adapted = adapt(X, _CALLER, "X", batched=True, complex_=True)
+    tensor = adapted.tensor.detach().resolve_conj().resolve_neg()
+    components = at_least(rank, 1, _CALLER, "rank")
+    target = checked_tol(tol, 0, _CALLER)
+    more = at_least(restarts, 0, _CALLER, "restarts")
+    given = _given_start(init, tensor, components, more)
+    penalty = not_negative(ridge, _CALLER, "ridge")
+    most = at_least(max_sweeps, 0, _CALLER, "max_sweeps")
+    key = as_seed(seed, _CALLER)
+    exponent = _exponent(tensor)
+    order = sorted(range(tensor.dim()), key=lambda mode: -tensor.stride()[mode])
+    laid_out = _times_power(tensor, -exponent).permute(order).contiguous()
+    size = norm(laid_out)
+    aim = _Aim(
+        # A little below, so that rounding keeps no one from what is checked in the end.
+        goal=size * max(0.99 * (target or 0.0), 2 * torch.finfo(tensor.dtype).eps),
+        most=most,
+        # The power of ‖X‖ makes the ridge a relative one.
+        ridge=penalty * size ** (2 - 2 / tensor.dim()),
+    )
+    starts = 1
+    if size == 0:
+        path = _Path([laid_out.new_zeros(n, components) for n in laid_out.shape], [0.0], 0.0, True)
+    elif given is not None:
+        first = [given[mode] for mode in order]
+        first[0] = _times_power(first[0], -exponent)
+        path = _descended(_wide(laid_out, components), first, aim, 0.0, _LAST_GAIN, _SWEEPS)
+    else:
+        kinds = [init, *["random"] * more]
+        path, starts = _from_starts(laid_out, components, kinds, aim, size, key)
+    return _returned(path, laid_out, order, exponent, size, starts, adapted, target)
+
+
+def _returned(
+    path: _Path,
+    X: Tensor,
+    order: list[int],
+    exponent: int,
+    size: float,
+    starts: int,
+    adapted: Adapted,
+    tol: float | None,
+) -> CPTensor:
+    """The tensor in the order of the caller, with the error of what is returned."""
+    found = [path.factors[order.index(mode)] for mode in range(X.dim())]
+    ones = torch.ones(found[0].shape[1], dtype=torch.float64, device=X.device)
+    weights, columns = unit_columns(ones, found)
+    factors = [F.to(X.dtype) for F in columns]
+    shown = [factors[mode] for mode in order]
+    error = distance(X, [shown[0] * weights.to(X.dtype), *shown[1:]]) if X.numel() else 0.0
+    cancellation = float(torch.linalg.vector_norm(weights)) / size if size else 0.0
+    rounding = error <= _rounding(X) * size
+    diverging = cancellation > _DIVERGING and not rounding
+    converged = error <= tol * size if tol else path.settled and not diverging
+    _warn(converged, tol, error / size if size else 0.0, cancellation, diverging, path)
+    outcome = (
+        math.ldexp(error, exponent),
+        math.ldexp(size, exponent),
+        [math.ldexp(e, exponent) for e in path.errors],
+        converged,
+        cancellation,
+        starts,
+    )
+    return CPTensor._made(
+        _times_power(weights, exponent).to(X.dtype.to_real() if X.is_complex() else X.dtype),
+        factors,
+        adapted.numpy,
+        adapted.dtype,
+        outcome,
+    )
+
+
+def _warn(
+    converged: bool,
+    tol: float | None,
+    error: float,
+    cancellation: float,
+    diverging: bool,
+    path: _Path,
+) -> None:
+    if converged:
+        return
+    reasons = []
+    if tol is not None:
+        reasons.append(f"the error is {error:.3g} of X, more than tol = {tol:g}")
+    if not path.settled:
+        reasons.append("steps still gained after max_sweeps")
+    if diverging:
+        reasons.append(
+            f"components cancel, their weights are {cancellation:.2g} times X: there may be no "
+            "best tensor of this rank, and a ridge bounds them"
+        )
+    warnings.warn(f"{_CALLER}: {'; '.join(reasons)}", ConvergenceWarning, stacklevel=4)
+
+
+# Phases
+
+
+def _from_starts(
+    X: Tensor, rank: int, kinds: list[Any], aim: _Aim, size: float, key: int
+) -> tuple[_Path, int]:
+    """The best of some starts, on a core where there is a smaller one, and what X makes of it."""
+    core, bases, lost = _compressed(X, rank, size, key)
+    gain = _FIRST_GAIN if lost else _LAST_GAIN
+    best, tried = None, 0
+    for kind in kinds:
+        start = _start(core, rank, kind, key, tried)
+        path = _descended(core, start, aim, lost, gain, _SWEEPS)
+        tried += 1
+        if best is None or path.objective < best.objective:
+            best = path
+        if best.errors[-1] <= aim.goal:
+            break
+    assert best is not None
+    factors = best.factors
+    if bases is not None:
+        factors = [Q @ F for Q, F in zip(bases, factors, strict=True)]
+    if not lost or best.errors[-1] <= aim.goal:
+        return _Path(factors, best.errors, best.objective, best.settled), tried
+    last = _descended(X, factors, aim, 0.0, _LAST_GAIN, 0)
+    return _Path(last.factors, best.errors + last.errors[1:], last.objective, last.settled), tried
+
+
+def _compressed(
+    X: Tensor, rank: int, size: float, key: int
+) -> tuple[Tensor, list[Tensor] | None, float]:
+    """A core that has room for the rank, its bases, and what of X it has not."""
+    if not _compresses(X, rank):
+        return _wide(X, rank), None, 0.0
+    ranks = [min(rank, n) for n in X.shape]
+    modes = list(range(X.dim()))
+    core, bases, outcomes = decomposed(X, 0, modes, ranks, None, "hooi", _CORE_SWEEPS, key)
+    lost = outcomes[0][3]
+    exact = lost <= _rounding(X) * size
+    wide = _wide_dtype(X)
+    return core.to(wide), [Q.to(wide) for Q in bases], 0.0 if exact else lost
+
+
+def _compresses(X: Tensor, rank: int) -> bool:
+    return any(rank < n for n in X.shape)
+
+
+def _descended(
+    X: Tensor, start: list[Tensor], aim: _Aim, lost: float, gain: float, sweeps: int
+) -> _Path:
+    """Sweeps and steps for as long as they lower the objective.
+
+    X is what the factors are fitted to, and `lost` what they cannot reach.
+    """
+    factors = balanced(start)
+    left, error, objective = _measured(X, factors, aim.ridge)
+    errors = [math.hypot(lost, error)]
+    for _ in range(min(sweeps, aim.most)):
+        if errors[-1] <= aim.goal:
+            break
+        found = als_sweep(X, factors, aim.ridge)
+        measured = _measured(X, found, aim.ridge)
+        errors.append(errors[-1])
+        if not measured[2] < objective:
+            break
+        factors, (left, error, objective) = found, measured
+        errors[-1] = math.hypot(lost, error)
+    slope = gradient(left, factors, aim.ridge)
+    damping, growth = _DAMPING * largest_curvature(factors), 2.0
+    settled = False
+    while not settled and errors[-1] > aim.goal and len(errors) <= aim.most:
+        step = damped_step(factors, slope, damping + aim.ridge)
+        expected = inner(slope, step) + damping * inner(step, step)
+        found = balanced([F + D for F, D in zip(factors, step, strict=True)])
+        measured = _measured(X, found, aim.ridge)
+        gained = objective - measured[2]
+        enough = 2 * gain * objective
+        errors.append(errors[-1])
+        if gained > 0:
+            agreement = gained / expected
+            settled = gained <= enough and agreement > 0.25
+            factors, (left, error, objective) = found, measured
+            errors[-1] = math.hypot(lost, error)
+            slope = gradient(left, factors, aim.ridge)
+            # Nielsen's rule: the damping follows how well the step was predicted.
+            damping *= max(1 / 3, 1 - (2 * agreement - 1) ** 3)
+            damping = max(damping, _LEAST_DAMPING * largest_curvature(factors))
+            growth = 2.0
+        else:
+            settled = not expected > enough or error <= _rounding(X) * math.sqrt(objective)
+            damping, growth = damping * growth, 2 * growth
+    return _Path(factors, errors, objective, settled or errors[-1] <= aim.goal)
+
+
+def _measured(X: Tensor, factors: list[Tensor], ridge: float) -> tuple[Tensor, float, float]:
+    """The residual, its norm, and the objective."""
+    left = residual(X, factors)
+    error = norm(left)
+    return left, error, error**2 + ridge * inner(factors, factors)
+
+
+# Starts
+
+
+def _start(X: Tensor, rank: int, kind: Any, key: int, number: int) -> list[Tensor]:
+    factors = []
+    for mode, n in enumerate(X.shape):
+        random = _random(X, n, rank, key, number * X.dim() + mode)
+        if kind == "svd":
+            unfolded = torch.movedim(X, mode, 0).flatten(1)
+            U = torch.linalg.svd(unfolded, full_matrices=False).U[:, :rank]
+            random[:, : U.shape[1]] = U + _PERTURBATION * random[:, : U.shape[1]]
+        factors.append(random)
+    return factors
+
+
+def _random(X: Tensor, n: int, rank: int, key: int, number: int) -> Tensor:
+    """Independent normal entries of columns of some length 1."""
+    parts = [
+        random_matrix(
+            n,
+            rank,
+            seed=key,
+            column_offset=(2 * number + part) * rank,
+            dtype=torch.float64,
+            device=X.device,
+        )
+        for part in range(2 if X.is_complex() else 1)
+    ]
+    drawn = torch.complex(*parts) if X.is_complex() else parts[0]
+    return drawn / math.sqrt(len(parts) * n)
+
+
+# Types and scales
+
+
+def _wide_dtype(X: Tensor) -> torch.dtype:
+    return torch.complex128 if X.is_complex() else torch.float64
+
+
+def _wide(X: Tensor, rank: int) -> Tensor:
+    """In double precision, where there is no smaller core that is."""
+    return X if _compresses(X, rank) else X.to(_wide_dtype(X))
+
+
+def _rounding(X: Tensor) -> float:
+    """What products along all modes may lose of ‖X‖_F."""
+    return 4 * X.dim() * math.sqrt(max(X.shape, default=1)) * torch.finfo(X.dtype).eps
+
+
+def _exponent(X: Tensor) -> int:
+    """e, where the largest entry is near 2^e, or 0 if that is near 1 anyway."""
+    if not X.numel():
+        return 0
+    entries = torch.view_as_real(X) if X.is_complex() else X
+    least, most = (float(value) for value in entries.aminmax())
+    if not math.isfinite(least) or not math.isfinite(most):
+        index = tuple(torch.nonzero(~torch.isfinite(X))[0].tolist())
+        raise ValueError(f"{_CALLER}: X must be finite, got {X[index].item()} at index {index}")
+    exponent = math.frexp(max(-least, most))[1]
+    return exponent if abs(exponent) > _EXPONENT else 0
+
+
+def _times_power(X: Tensor, exponent: int) -> Tensor:
+    """X·2^exponent, in two steps as the power alone may overflow."""
+    if not exponent:
+        return X
+    half = exponent // 2
+    return X * 2.0**half * 2.0 ** (exponent - half)
+
+
+def _given_start(init: Any, X: Tensor, rank: int, restarts: int) -> list[Tensor] | None:
+    """The factors to begin with, weights in the first one, if they are given."""
+    if isinstance(init, str) and init in ("svd", "random"):
+        return None
+    if not isinstance(init, CPTensor):
+        raise ValueError(f"{_CALLER}: init must be 'svd', 'random' or a CPTensor, got {init!r}")
+    if init.shape != tuple(X.shape) or init.rank != rank:
+        raise ValueError(
+            f"{_CALLER}: init must have shape {tuple(X.shape)} and rank {rank}, got "
+            f"{init.shape} and {init.rank}"
+        )
+    if init._factors[0].is_complex() and not X.is_complex():
+        raise TypeError(f"{_CALLER}: init must be real for a real X")
+    if restarts:
+        raise ValueError(f"{_CALLER}: restarts must be 0 with an init of factors, got {restarts}")
+    factors = [F.to(X.device, _wide_dtype(X)) for F in init._factors]
+    factors[0] = factors[0] * init._weights.to(factors[0])
+    if not all(bool(torch.isfinite(F).all()) for F in factors):
+        raise ValueError(f"{_CALLER}: init must be finite")
+    return factors
