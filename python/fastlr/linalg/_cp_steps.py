@@ -18,6 +18,8 @@ _MOST_PRODUCTS = 100
 _INEXACT = 1e-3
 # Entries of the tensor whose residual is found at a time.
 _BLOCK = 1 << 22
+# Squares that are added up in the type of the tensor, vectorized.
+_SHORT = 1024
 
 
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
@@ -39,12 +41,13 @@ def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def residual(X: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """What the factors leave of X, contiguous."""
+def residual(X: Tensor, factors: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """What the factors leave of a contiguous X, in the memory of `out` if that is given."""
     first, *others = [F.to(X.dtype) for F in factors]
     rest = khatri_rao(others).mT
     rows = X.reshape(len(X), -1)
-    return torch.addmm(rows, first, rest, alpha=-1).reshape(X.shape)
+    place = None if out is None else out.view(rows.shape)
+    return torch.addmm(rows, first, rest, alpha=-1, out=place).view(X.shape)
 
 
 def distance(X: Tensor, factors: Sequence[Tensor]) -> float:
@@ -59,8 +62,12 @@ def distance(X: Tensor, factors: Sequence[Tensor]) -> float:
 
 
 def norm(X: Tensor) -> float:
-    wide = torch.complex128 if X.is_complex() else torch.float64
-    return float(torch.linalg.vector_norm(X, dtype=wide))
+    """‖X‖_F of a contiguous tensor: short sums in its type, then one in double precision."""
+    flat = X.view(-1)
+    whole = len(flat) // _SHORT * _SHORT
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _SHORT), dim=1)
+    lengths = torch.cat([rows, torch.linalg.vector_norm(flat[whole:]).unsqueeze(0)])
+    return float(torch.linalg.vector_norm(lengths, dtype=torch.float64))
 
 
 def each_product(X: Tensor, factors: list[Tensor], use: Callable[[int, Tensor], None]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,8 +36,8 @@ _SWEEPS = 5
 _CORE_SWEEPS = 2
 # Of random entries that are added to singular vectors, which alone may be a saddle point.
 _PERTURBATION = 0.1
-# What a step has to gain of the error: on X, or a core that is as good; on any other core.
-_LAST_GAIN, _FIRST_GAIN = 1e-8, 1e-3
+# What a step has to gain of the error.
+_GAIN = 1e-8
 # The damping of the first step and the least one, relative to the largest curvature.
 _DAMPING, _LEAST_DAMPING = 1.0, 1e-15
 # ‖weights‖ / ‖X‖ beyond which components diverge.
@@ -48,6 +48,7 @@ _DIVERGING = 1e4
 class _Aim:
     """When an iteration ends, and what it lowers."""
 
+    size: float  # ‖X‖
     goal: float  # an error
     most: int  # sweeps and steps
     ridge: float
@@ -60,6 +61,7 @@ class _Path:
     factors: list[Tensor]
     errors: list[float]
     objective: float
+    damping: float
     settled: bool
 
 
@@ -192,6 +194,7 @@ def cp(
     laid_out = _times_power(tensor, -exponent).permute(order).contiguous()
     size = norm(laid_out)
     aim = _Aim(
+        size=size,
         # A little below, so that rounding keeps no one from what is checked in the end.
         goal=size * max(0.99 * (target or 0.0), 2 * torch.finfo(tensor.dtype).eps),
         most=most,
@@ -200,11 +203,13 @@ def cp(
     )
     starts = 1
     if size == 0:
-        path = _Path([laid_out.new_zeros(n, components) for n in laid_out.shape], [0.0], 0.0, True)
+        path = _Path(
+            [laid_out.new_zeros(n, components) for n in laid_out.shape], [0.0], 0.0, 1.0, True
+        )
     elif given is not None:
         first = [given[mode] for mode in order]
         first[0] = _times_power(first[0], -exponent)
-        path = _descended(_wide(laid_out, components), first, aim, 0.0, _LAST_GAIN, _SWEEPS)
+        path = _descended(_wide(laid_out, components), first, aim)
     else:
         kinds = [init, *["random"] * more]
         path, starts = _from_starts(laid_out, components, kinds, aim, size, key)
@@ -281,24 +286,30 @@ def _from_starts(
 ) -> tuple[_Path, int]:
     """The best of some starts, on a core where there is a smaller one, and what X makes of it."""
     core, bases, lost = _compressed(X, rank, size, key)
-    gain = _FIRST_GAIN if lost else _LAST_GAIN
+    reachable = math.sqrt(max(aim.goal - lost, 0.0) * (aim.goal + lost))
+    on_core = replace(aim, goal=reachable)
     best, tried = None, 0
     for kind in kinds:
-        start = _start(core, rank, kind, key, tried)
-        path = _descended(core, start, aim, lost, gain, _SWEEPS)
+        path = _descended(core, _start(core, rank, kind, key, tried), on_core)
         tried += 1
         if best is None or path.objective < best.objective:
             best = path
-        if best.errors[-1] <= aim.goal:
+        if best.errors[-1] <= reachable:
             break
     assert best is not None
-    factors = best.factors
-    if bases is not None:
-        factors = [Q @ F for Q, F in zip(bases, factors, strict=True)]
-    if not lost or best.errors[-1] <= aim.goal:
-        return _Path(factors, best.errors, best.objective, best.settled), tried
-    last = _descended(X, factors, aim, 0.0, _LAST_GAIN, 0)
-    return _Path(last.factors, best.errors + last.errors[1:], last.objective, last.settled), tried
+    if bases is None:
+        return best, tried
+    lifted = [Q @ F for Q, F in zip(bases, best.factors, strict=True)]
+    if not lost:
+        return replace(best, factors=lifted), tried
+    error = distance(X, lifted)
+    last = replace(best, factors=lifted, errors=[error])
+    if best.errors[-1] > reachable:
+        last = _stepped(X, last, aim)
+    # The two errors are those of orthogonal parts; `lost` is not as exact as what X says of it.
+    beyond = math.sqrt(max(error**2 - best.errors[-1] ** 2, 0.0))
+    before = [math.hypot(beyond, inside) for inside in best.errors[:-1]]
+    return replace(last, errors=before + last.errors), tried
 
 
 def _compressed(
@@ -320,56 +331,61 @@ def _compresses(X: Tensor, rank: int) -> bool:
     return any(rank < n for n in X.shape)
 
 
-def _descended(
-    X: Tensor, start: list[Tensor], aim: _Aim, lost: float, gain: float, sweeps: int
-) -> _Path:
-    """Sweeps and steps for as long as they lower the objective.
+def _descended(X: Tensor, start: list[Tensor], aim: _Aim) -> _Path:
+    """Sweeps, and then steps, for as long as they lower the objective."""
+    return _stepped(X, _swept(X, start, aim), aim)
 
-    X is what the factors are fitted to, and `lost` what they cannot reach.
-    """
+
+def _swept(X: Tensor, start: list[Tensor], aim: _Aim) -> _Path:
     factors = balanced(start)
     left, error, objective = _measured(X, factors, aim.ridge)
-    errors = [math.hypot(lost, error)]
-    for _ in range(min(sweeps, aim.most)):
-        if errors[-1] <= aim.goal:
-            break
+    errors = [error]
+    while error > aim.goal and len(errors) <= min(_SWEEPS, aim.most):
         found = als_sweep(X, factors, aim.ridge)
-        measured = _measured(X, found, aim.ridge)
-        errors.append(errors[-1])
-        if not measured[2] < objective:
-            break
-        factors, (left, error, objective) = found, measured
-        errors[-1] = math.hypot(lost, error)
+        _, found_error, lower = _measured(X, found, aim.ridge, left)
+        if lower < objective:
+            factors, error, objective = found, found_error, lower
+        errors.append(error)
+    return _Path(factors, errors, objective, _DAMPING, error <= aim.goal)
+
+
+def _stepped(X: Tensor, path: _Path, aim: _Aim) -> _Path:
+    """Damped Gauss-Newton steps; the damping is relative to the largest curvature."""
+    factors, errors = path.factors, list(path.errors)
+    if errors[-1] <= aim.goal or len(errors) > aim.most:
+        return path
+    left, error, objective = _measured(X, factors, aim.ridge)
     slope = gradient(left, factors, aim.ridge)
-    damping, growth = _DAMPING * largest_curvature(factors), 2.0
+    curvature, damping, growth = largest_curvature(factors), path.damping, 2.0
     settled = False
-    while not settled and errors[-1] > aim.goal and len(errors) <= aim.most:
-        step = damped_step(factors, slope, damping + aim.ridge)
-        expected = inner(slope, step) + damping * inner(step, step)
+    while not settled and error > aim.goal and len(errors) <= aim.most:
+        damped = damping * curvature
+        step = damped_step(factors, slope, damped + aim.ridge)
+        expected = inner(slope, step) + damped * inner(step, step)
         found = balanced([F + D for F, D in zip(factors, step, strict=True)])
-        measured = _measured(X, found, aim.ridge)
-        gained = objective - measured[2]
-        enough = 2 * gain * objective
-        errors.append(errors[-1])
+        _, found_error, lower = _measured(X, found, aim.ridge, left)
+        gained, enough = objective - lower, 2 * _GAIN * objective
         if gained > 0:
             agreement = gained / expected
             settled = gained <= enough and agreement > 0.25
-            factors, (left, error, objective) = found, measured
-            errors[-1] = math.hypot(lost, error)
+            factors, error, objective = found, found_error, lower
             slope = gradient(left, factors, aim.ridge)
+            curvature, growth = largest_curvature(factors), 2.0
             # Nielsen's rule: the damping follows how well the step was predicted.
             damping *= max(1 / 3, 1 - (2 * agreement - 1) ** 3)
-            damping = max(damping, _LEAST_DAMPING * largest_curvature(factors))
-            growth = 2.0
+            damping = max(damping, _LEAST_DAMPING)
         else:
-            settled = not expected > enough or error <= _rounding(X) * math.sqrt(objective)
+            settled = expected <= enough or error <= _rounding(X) * aim.size
             damping, growth = damping * growth, 2 * growth
-    return _Path(factors, errors, objective, settled or errors[-1] <= aim.goal)
+        errors.append(error)
+    return _Path(factors, errors, objective, damping, settled or error <= aim.goal)
 
 
-def _measured(X: Tensor, factors: list[Tensor], ridge: float) -> tuple[Tensor, float, float]:
+def _measured(
+    X: Tensor, factors: list[Tensor], ridge: float, out: Tensor | None = None
+) -> tuple[Tensor, float, float]:
     """The residual, its norm, and the objective."""
-    left = residual(X, factors)
+    left = residual(X, factors, out)
     error = norm(left)
     return left, error, error**2 + ridge * inner(factors, factors)
 
