@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Unknowns up to which the normal equations of a Gauss-Newton step are factored; above, conjugate
 # gradients (docs/theory/cp.md).
-_LARGEST_DENSE = 1200
+_LARGEST_DENSE = 1000
 _MOST_PRODUCTS = 100
 # Of the residual of the normal equations, where conjugate gradients end.
 _INEXACT = 1e-3

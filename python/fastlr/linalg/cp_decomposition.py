@@ -40,6 +40,8 @@ _PERTURBATION = 0.1
 _GAIN = 1e-8
 # The damping of the first step and the least one, relative to the largest curvature.
 _DAMPING, _LEAST_DAMPING = 1.0, 1e-15
+# Damping above it holds steps back, so that small ones say little.
+_FREE = 1e-4
 # ‖weights‖ / ‖X‖ beyond which components diverge.
 _DIVERGING = 1e4
 
@@ -149,7 +151,7 @@ def cp(
     modes sharing what they need.
 
     A step costs 6·rank·N flops for N entries and d = 3, and for P = rank·Σ min(n, rank) unknowns up
-    to 1200 P³/3 flops; above, conjugate gradients of 4·d²·rank²·min(n, rank) flops an iteration, at
+    to 1000 P³/3 flops; above, conjugate gradients of 4·d²·rank²·min(n, rank) flops an iteration, at
     most 100. Memory: X, twice more where a core is not all of it; where no size is above the rank,
     in double precision.
 
@@ -367,7 +369,7 @@ def _stepped(X: Tensor, path: _Path, aim: _Aim) -> _Path:
         gained, enough = objective - lower, 2 * _GAIN * objective
         if gained > 0:
             agreement = gained / expected
-            settled = gained <= enough and agreement > 0.25
+            settled = gained <= enough and damping <= _FREE
             factors, error, objective = found, found_error, lower
             slope = gradient(left, factors, aim.ridge)
             curvature, growth = largest_curvature(factors), 2.0
