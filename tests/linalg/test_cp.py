@@ -125,7 +125,7 @@ def border():
 )
 def test_recovers_components(shape, rank, dtype):
     # Kruskal: min(n, rank) sum up to 2·rank + d − 1 at least, so that components are unique.
-    assert sum(min(n, rank) for n in shape) >= 2 * rank + len(shape) - 1
+    assert rank == 1 or sum(min(n, rank) for n in shape) >= 2 * rank + len(shape) - 1
     truth = planted(shape, rank, dtype)
     X = truth.full()
     T = la.cp(X, rank, restarts=5, seed=0)
@@ -178,9 +178,8 @@ def test_known_ranks_to_rounding(X, rank):
 def test_one_component_less_is_not_exact(X, rank, least):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", la.ConvergenceWarning)
-        T = la.cp(X, rank, tol=1e-12, restarts=3, seed=0)
+        T = la.cp(X, rank, tol=1e-12, restarts=1, seed=0)
     assert not T.info.converged
-    assert T.info.starts == 4
     assert T.info.relative_error > max(least, 1e-12)
     assert distance(T, X) == pytest.approx(T.info.error, rel=1e-6)
 
@@ -195,12 +194,13 @@ def test_complex_numbers_need_fewer_components():
 
 def test_components_that_diverge_are_told():
     with pytest.warns(la.ConvergenceWarning, match="components cancel.*ridge"):
-        T = la.cp(border(), 2, max_sweeps=2000, seed=0)
+        T = la.cp(border(), 2, seed=0)
     assert not T.info.converged
-    assert T.info.cancellation > 1e4
+    longer = la.cp(border(), 2, init=T, tol=0.9 * T.info.relative_error)
+    assert longer.info.cancellation > T.info.cancellation > 20
     held = la.cp(border(), 2, ridge=1e-3, seed=0)
     assert held.info.converged
-    assert held.info.cancellation < 20
+    assert held.info.cancellation < 5
     assert held.info.error > T.info.error
 
 
@@ -322,7 +322,7 @@ def test_orders_and_rotations():
     for order in itertools.permutations(range(3)):
         permuted = X.permute(order)
         # A view of another order is the same tensor in memory.
-        assert torch.equal(la.cp(permuted, 3, seed=0).weights, T.weights)
+        assert la.cp(permuted, 3, seed=0).info.history == T.info.history
         copied = la.cp(permuted.contiguous(), 3, seed=0)
         # Both end within 1e-8 of the same minimum.
         assert copied.info.error == pytest.approx(T.info.error, rel=1e-7)
@@ -397,17 +397,18 @@ def test_zero(shape):
 @pytest.mark.parametrize("rank", [2, 9])
 def test_scale(exponent, rank):
     X = noisy((8, 9, 7), 2, 0.1)
-    T = la.cp(X, rank, max_sweeps=20 if rank == 2 else 500, seed=0)
-    scaled = la.cp(X * 2.0**exponent, rank, max_sweeps=20 if rank == 2 else 500, seed=0)
-    # A power of two is taken out, so that digits may differ where X itself is not scaled.
-    assert scaled.info.relative_error == pytest.approx(T.info.relative_error, rel=1e-6)
-    assert distance(la.CPTensor(scaled.weights * 2.0**-exponent, scaled.factors), X) == (
-        pytest.approx(T.info.error, rel=1e-6)
-    )
-    small = la.cp((X * 1e-30).float(), 2, seed=0)
-    assert small.info.relative_error == pytest.approx(
-        la.cp(X, 2, seed=0).info.relative_error, rel=1e-4
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", la.ConvergenceWarning)
+        T, scaled = (la.cp(Y, rank, max_sweeps=20, seed=0) for Y in (X, X * 2.0**exponent))
+    # A power of two changes no digit.
+    assert torch.equal(scaled.weights, T.weights * 2.0**exponent)
+    assert all(torch.equal(F, G) for F, G in zip(scaled.factors, T.factors, strict=True))
+    assert scaled.info.error == T.info.error * 2.0**exponent
+    assert scaled.info.relative_error == T.info.relative_error
+    for scale in (1e-30, 1e30):
+        small = la.cp((X * scale).float(), 2, seed=0)
+        plain = la.cp(X.float(), 2, seed=0)
+        assert small.info.relative_error == pytest.approx(plain.info.relative_error, rel=1e-5)
 
 
 def test_tolerances():
@@ -424,16 +425,16 @@ def test_tolerances():
 
 
 def test_restarts_keep_the_best():
-    X = normal((5, 5, 5))
+    X = normal((4, 4, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", la.ConvergenceWarning)
-        many = la.cp(X, 6, restarts=4, seed=0)
-        one = la.cp(X, 6, seed=0)
+        many = la.cp(X, 3, restarts=4, seed=0)
+        one = la.cp(X, 3, seed=0)
     assert many.info.starts == 5
     assert one.info.starts == 1
     assert many.info.error <= one.info.error
     # None is made once there is nothing left.
-    assert la.cp(planted((5, 5, 5), 3).full(), 3, restarts=50, seed=0).info.starts < 10
+    assert la.cp(planted((5, 5, 5), 3).full(), 3, restarts=50, seed=0).info.starts == 1
 
 
 def test_a_tensor_to_begin_with():
@@ -459,7 +460,7 @@ def test_numpy_and_types():
         assert array.dtype == np.float64
     fortran = la.cp(np.asfortranarray(X), 2, seed=0)
     assert fortran.info.error == pytest.approx(T.info.error, rel=1e-6)
-    assert la.cp(np.arange(60).reshape(3, 4, 5), 2, seed=0).weights.dtype == np.float64
+    assert la.cp(np.arange(60).reshape(3, 4, 5), 3, seed=0).weights.dtype == np.float64
     tensor = torch.from_numpy(X)
     half = la.cp(tensor.half(), 2, seed=0)
     assert half.weights.dtype == torch.float16
@@ -468,7 +469,7 @@ def test_numpy_and_types():
     assert single.weights.dtype == torch.float32
     assert single.factors[0].dtype == torch.complex64
     before = X.copy()
-    la.cp(X[::-1, ::2], 2, seed=0)
+    la.cp(X[::-1, ::2], 1, seed=0)
     assert np.array_equal(X, before)
     assert not la.cp(tensor.clone().requires_grad_(), 2, seed=0).weights.requires_grad
     conjugate = planted((5, 6, 4), 2, torch.complex128).full().conj()

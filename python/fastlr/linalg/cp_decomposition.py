@@ -28,8 +28,6 @@ from fastlr.linalg.tucker_tensor import checked_tol, decomposed
 
 _CALLER = "cp"
 
-# Binary exponents of the largest entry up to which a tensor is not scaled.
-_EXPONENT = 16
 # Sweeps of alternating least squares before the Gauss-Newton steps.
 _SWEEPS = 5
 # Sweeps of `tucker` for the core.
@@ -42,8 +40,8 @@ _GAIN = 1e-8
 _DAMPING, _LEAST_DAMPING = 1.0, 1e-15
 # Damping above it holds steps back, so that small ones say little.
 _FREE = 1e-4
-# ‖weights‖ / ‖X‖ beyond which components diverge.
-_DIVERGING = 1e4
+# ‖weights‖ / ‖X‖ beyond which a minimum is none, and from which it is a reason for many steps.
+_DIVERGING, _GROWING = 1e3, 10
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,8 @@ def _returned(
     rounding = error <= _rounding(X) * size
     diverging = cancellation > _DIVERGING and not rounding
     converged = error <= tol * size if tol else path.settled and not diverging
-    _warn(converged, tol, error / size if size else 0.0, cancellation, diverging, path)
+    if not converged:
+        _warn(tol, error / size, path.settled, cancellation)
     outcome = (
         math.ldexp(error, exponent),
         math.ldexp(size, exponent),
@@ -257,22 +256,13 @@ def _returned(
     )
 
 
-def _warn(
-    converged: bool,
-    tol: float | None,
-    error: float,
-    cancellation: float,
-    diverging: bool,
-    path: _Path,
-) -> None:
-    if converged:
-        return
+def _warn(tol: float | None, error: float, settled: bool, cancellation: float) -> None:
     reasons = []
     if tol is not None:
         reasons.append(f"the error is {error:.3g} of X, more than tol = {tol:g}")
-    if not path.settled:
+    if not settled:
         reasons.append("steps still gained after max_sweeps")
-    if diverging:
+    if cancellation > _GROWING:
         reasons.append(
             f"components cancel, their weights are {cancellation:.2g} times X: there may be no "
             "best tensor of this rank, and a ridge bounds them"
@@ -296,7 +286,7 @@ def _from_starts(
         tried += 1
         if best is None or path.objective < best.objective:
             best = path
-        if best.errors[-1] <= reachable:
+        if best.errors[-1] <= max(reachable, _rounding(X) * size):
             break
     assert best is not None
     if bases is None:
@@ -442,7 +432,7 @@ def _rounding(X: Tensor) -> float:
 
 
 def _exponent(X: Tensor) -> int:
-    """e, where the largest entry is near 2^e, or 0 if that is near 1 anyway."""
+    """e, where the largest entry is from 2^(e − 1) to 2^e."""
     if not X.numel():
         return 0
     entries = torch.view_as_real(X) if X.is_complex() else X
@@ -450,14 +440,11 @@ def _exponent(X: Tensor) -> int:
     if not math.isfinite(least) or not math.isfinite(most):
         index = tuple(torch.nonzero(~torch.isfinite(X))[0].tolist())
         raise ValueError(f"{_CALLER}: X must be finite, got {X[index].item()} at index {index}")
-    exponent = math.frexp(max(-least, most))[1]
-    return exponent if abs(exponent) > _EXPONENT else 0
+    return math.frexp(max(-least, most))[1]
 
 
 def _times_power(X: Tensor, exponent: int) -> Tensor:
     """X·2^exponent, in two steps as the power alone may overflow."""
-    if not exponent:
-        return X
     half = exponent // 2
     return X * 2.0**half * 2.0 ** (exponent - half)
 

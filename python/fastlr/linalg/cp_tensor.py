@@ -44,7 +44,7 @@ class CPInfo:
         Sweeps of alternating least squares and Gauss-Newton steps, rejected ones among them.
     converged : bool
         False where `tol` was not met, where `max_sweeps` ended the iteration, or where the
-        components diverge (`cancellation` above 1e4, with an error above rounding).
+        components diverge (`cancellation` above 1e3, with an error above rounding).
     cancellation : float
         ‖weights‖ / ‖X‖: some 1, or less, for most tensors; large where components cancel, so that
         as many digits are lost. 0 for X = 0.
@@ -308,10 +308,16 @@ class CPTensor(State):
     def norm(self) -> float:
         """Return the Frobenius norm.
 
-        From inner products of columns, in double precision: right to √u·‖weights‖ for unit columns,
-        u = 1e-16, which is less than u where components cancel.
+        From inner products of unit columns, in double precision: right to √u·‖weights‖, u = 1e-16,
+        and to u·‖weights‖ where components do not cancel.
         """
-        return math.sqrt(max(_inner(self, self).real, 0.0))
+        wide = _wide(self._factors[0].dtype)
+        weights, columns = unit_columns(self._weights, [F.to(wide) for F in self._factors])
+        largest = float(weights.max()) if len(weights) else 0.0
+        if largest == 0:
+            return 0.0
+        weights = weights / largest
+        return largest * math.sqrt(max(_inner((weights, columns), (weights, columns)).real, 0.0))
 
     def inner(self, other: "CPTensor") -> Any:
         """Return Σ conj(self)·other over all entries, a number.
@@ -327,7 +333,8 @@ class CPTensor(State):
             Another shape, dtype, device or kind of array.
         """
         self._check_other(other, "inner")
-        product = _inner(self, other)
+        one, two = (self._weights, self._factors), (other._weights, other._factors)
+        product = _inner(one, two)
         return product if self._factors[0].is_complex() else product.real
 
     def mode_dot(self, A: Any, mode: int) -> "CPTensor":
@@ -433,12 +440,17 @@ def unit_columns(weights: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, li
     return total[order], [F[:, order].contiguous() for F in columns]
 
 
-def _inner(one: CPTensor, other: CPTensor) -> complex:
-    wide = torch.complex128 if one._factors[0].is_complex() else torch.float64
-    product = torch.outer(one._weights.conj().to(wide), other._weights.to(wide))
-    for F, G in zip(one._factors, other._factors, strict=True):
+def _inner(one: tuple[Tensor, list[Tensor]], two: tuple[Tensor, list[Tensor]]) -> complex:
+    """Σ conj(one)·two for weights and factors of each, in double precision."""
+    wide = _wide(one[1][0].dtype)
+    product = torch.outer(one[0].conj().to(wide), two[0].to(wide))
+    for F, G in zip(one[1], two[1], strict=True):
         product = product * (F.to(wide).mH @ G.to(wide))
     return complex(product.sum().item())
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
