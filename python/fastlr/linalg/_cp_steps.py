@@ -140,7 +140,8 @@ def solved(M: Tensor, V: Tensor) -> Tensor:
     L, failed = torch.linalg.cholesky_ex(scaled)
     cut = 4 * rank * torch.finfo(V.dtype).eps
     if not int(failed) and float(L.diagonal().real.min()) ** 2 > cut:
-        return (torch.cholesky_solve((M * scale).mH, L)).mH * scale
+        found: Tensor = torch.cholesky_solve((M * scale).mH, L).mH * scale
+        return found
     values, vectors = torch.linalg.eigh(scaled)
     kept = values > cut * values[-1].clamp_min(0)
     inverse = torch.where(kept, 1 / values, 0).to(V.dtype)
