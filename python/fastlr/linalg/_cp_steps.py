@@ -139,13 +139,15 @@ def solved(M: Tensor, V: Tensor) -> Tensor:
     rank = len(V)
     L, failed = torch.linalg.cholesky_ex(scaled)
     cut = 4 * rank * torch.finfo(V.dtype).eps
+    right = M * scale
     if not int(failed) and float(L.diagonal().real.min()) ** 2 > cut:
-        found: Tensor = torch.cholesky_solve((M * scale).mH, L).mH * scale
-        return found
-    values, vectors = torch.linalg.eigh(scaled)
-    kept = values > cut * values[-1].clamp_min(0)
-    inverse = torch.where(kept, 1 / values, 0).to(V.dtype)
-    return ((M * scale) @ vectors * inverse) @ vectors.mH * scale
+        found: Tensor = torch.cholesky_solve(right.mH, L).mH
+    else:
+        values, vectors = torch.linalg.eigh(scaled)
+        kept = values > cut * values[-1].clamp_min(0)
+        inverse = torch.where(kept, 1 / values, 0).to(V.dtype)
+        found = (right @ vectors * inverse) @ vectors.mH
+    return found * scale
 
 
 def als_sweep(X: Tensor, factors: Sequence[Tensor], ridge: float) -> list[Tensor]:
