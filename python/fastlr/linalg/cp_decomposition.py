@@ -34,6 +34,9 @@ _SWEEPS = 5
 _CORE_SWEEPS = 2
 # Of random entries that are added to singular vectors, which alone may be a saddle point.
 _PERTURBATION = 0.1
+# The condition of eigenvectors beyond which they are no start: of a defective matrix, which has not
+# enough of them.
+_DEPENDENT = 1e-4
 # What a step has to gain of the error.
 _GAIN = 1e-8
 # The damping of the first step and the least one, relative to the largest curvature.
@@ -70,7 +73,7 @@ def cp(
     rank: int,
     *,
     tol: float | None = None,
-    init: Literal["svd", "random"] | CPTensor = "svd",
+    init: Literal["auto", "svd", "random"] | CPTensor = "auto",
     restarts: int = 0,
     ridge: float = 0.0,
     max_sweeps: int = 300,
@@ -90,10 +93,11 @@ def cp(
     tol : float, optional
         The iteration ends where ‖X − X̂‖_F ≤ tol·‖X‖_F, 0 < tol < 1. If None, or where that is not
         met, it ends where steps gain nothing any more, or at rounding.
-    init : {"svd", "random"} or CPTensor
+    init : {"auto", "svd", "random"} or CPTensor
         "svd": leading singular vectors of each unfolding, with a random part, and random columns
-        where there are not enough. "random": normal entries. Or a tensor of this shape and rank to
-        begin with.
+        where there are not enough. "auto": eigenvectors, which give exact components, if the rank
+        is at most the two largest sizes of d ≥ 3; otherwise "svd". "random": normal entries. Or a
+        tensor of this shape and rank to begin with.
     restarts : int
         Further starts, from random entries. The best one is returned; none is made after one that
         met `tol`, or that left nothing but rounding.
@@ -124,7 +128,7 @@ def cp(
     Warns
     -----
     ConvergenceWarning
-        ``info.converged`` is False: `tol` was not met, steps still gained after `max_sweeps`, or
+        ``info.converged`` is False: `tol` was not met, no minimum was reached within `max_sweeps`, or
         components cancel and grow, as where no best approximation of this rank exists.
 
     See Also
@@ -261,7 +265,7 @@ def _warn(tol: float | None, error: float, settled: bool, cancellation: float) -
     if tol is not None:
         reasons.append(f"the error is {error:.3g} of X, more than tol = {tol:g}")
     if not settled:
-        reasons.append("steps still gained after max_sweeps")
+        reasons.append("no minimum was reached within max_sweeps")
     if cancellation > _GROWING:
         reasons.append(
             f"components cancel, their weights are {cancellation:.2g} times X: there may be no "
@@ -350,7 +354,8 @@ def _stepped(X: Tensor, path: _Path, aim: _Aim) -> _Path:
     slope = gradient(left, factors, aim.ridge)
     curvature, damping, growth = largest_curvature(factors), path.damping, 2.0
     settled = False
-    while not settled and error > aim.goal and len(errors) <= aim.most:
+    # No curvature: all factors are zero, and nothing leads away from there.
+    while not settled and error > aim.goal and len(errors) <= aim.most and curvature > 0:
         damped = damping * curvature
         step = damped_step(factors, slope, damped + aim.ridge)
         expected = inner(slope, step) + damped * inner(step, step)
@@ -386,14 +391,49 @@ def _measured(
 
 
 def _start(X: Tensor, rank: int, kind: Any, key: int, number: int) -> list[Tensor]:
+    if kind == "auto":
+        found = _by_eigenvectors(X, rank, key)
+        if found is not None:
+            return found
     factors = []
     for mode, n in enumerate(X.shape):
         random = _random(X, n, rank, key, number * X.dim() + mode)
-        if kind == "svd":
+        if kind != "random":
             unfolded = torch.movedim(X, mode, 0).flatten(1)
             U = torch.linalg.svd(unfolded, full_matrices=False).U[:, :rank]
             random[:, : U.shape[1]] = U + _PERTURBATION * random[:, : U.shape[1]]
         factors.append(random)
+    return factors
+
+
+def _by_eigenvectors(X: Tensor, rank: int, key: int) -> list[Tensor] | None:
+    """The components of a tensor of that rank with two modes of that length, for most of them.
+
+    Two sums A, B of slices along these modes are F·diag·Gᵀ with the same factors, so that the
+    eigenvectors of A·B⁻¹ are F. Its inverse leaves tensors of rank one.
+    """
+    one, two = sorted(range(X.dim()), key=lambda mode: -X.shape[mode])[:2]
+    if X.dim() < 3 or X.shape[two] < rank:
+        return None
+    slices = torch.movedim(X, (one, two), (0, 1)).flatten(2)
+    A, B = (slices @ _random(X, slices.shape[2], 2, key, 0)).unbind(2)
+    quotient, failed = torch.linalg.solve_ex(B, A, left=False)
+    if int(failed) or not bool(torch.isfinite(quotient).all()):
+        return None
+    F = torch.linalg.eig(quotient).eigenvectors
+    if not X.is_complex():
+        F = F.real + F.imag  # of a pair v, v̄ two real vectors that span the same
+    values = torch.linalg.svdvals(F)
+    if float(values[-1]) < _DEPENDENT * float(values[0]):
+        return None
+    parts = torch.tensordot(torch.linalg.pinv(F), X, dims=([1], [one]))
+    factors, others = [], [mode for mode in range(X.dim()) if mode != one]
+    for mode in range(X.dim()):
+        if mode == one:
+            factors.append(F)
+        else:
+            unfolded = torch.movedim(parts, 1 + others.index(mode), 1).flatten(2)
+            factors.append(torch.linalg.svd(unfolded, full_matrices=False).U[:, :, 0].mT)
     return factors
 
 
@@ -451,10 +491,12 @@ def _times_power(X: Tensor, exponent: int) -> Tensor:
 
 def _given_start(init: Any, X: Tensor, rank: int, restarts: int) -> list[Tensor] | None:
     """The factors to begin with, weights in the first one, if they are given."""
-    if isinstance(init, str) and init in ("svd", "random"):
+    if isinstance(init, str) and init in ("auto", "svd", "random"):
         return None
     if not isinstance(init, CPTensor):
-        raise ValueError(f"{_CALLER}: init must be 'svd', 'random' or a CPTensor, got {init!r}")
+        raise ValueError(
+            f"{_CALLER}: init must be 'auto', 'svd', 'random' or a CPTensor, got {init!r}"
+        )
     if init.shape != tuple(X.shape) or init.rank != rank:
         raise ValueError(
             f"{_CALLER}: init must have shape {tuple(X.shape)} and rank {rank}, got "
