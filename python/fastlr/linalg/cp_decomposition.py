@@ -128,7 +128,7 @@ def cp(
     Warns
     -----
     ConvergenceWarning
-        ``info.converged`` is False: `tol` was not met, no minimum was reached within `max_sweeps`, or
+        ``info.converged`` is False: `tol` was not met, `max_sweeps` ended before a minimum, or
         components cancel and grow, as where no best approximation of this rank exists.
 
     See Also
@@ -145,11 +145,11 @@ def cp(
 
     Where the rank is below sizes, all that is iterated first is the core of a Tucker decomposition,
     in double precision. If the core holds all of X but rounding, that is enough: a CP tensor of
-    this rank has such a core. Otherwise steps on X follow. A start is five sweeps of alternating
-    least squares. Then come Gauss-Newton steps for all factors at once, damped (Levenberg and
-    Marquardt) so that each one that is taken lowers the error; they pass swamps, and end
-    quadratically where X has this rank: at rounding, not at its root. The residual is formed
-    in every one of them, and their gradient is its product with Khatri-Rao products, halves of the
+    this rank has such a core. Otherwise steps on X follow. After a start come five sweeps of
+    alternating least squares, then Gauss-Newton steps for all factors at once, damped (Levenberg
+    and Marquardt) so that each one that is taken lowers the error; they pass swamps, and end
+    quadratically where X has this rank: at rounding, not at its root. The residual is formed in
+    every one of them, and their gradient is its product with Khatri-Rao products, halves of the
     modes sharing what they need.
 
     A step costs 6·rank·N flops for N entries and d = 3, and for P = rank·Σ min(n, rank) unknowns up
@@ -164,7 +164,8 @@ def cp(
     algorithm for three-way 'PARAFAC' factor analysis" (1997), Phan, Tichavský, Cichocki, "Low
     complexity damped Gauss-Newton algorithms for CANDECOMP/PARAFAC", SIMAX 34 (2013), and Sorber,
     Van Barel, De Lathauwer, SIAM J. Optim. 23 (2013), for the steps; Bro, Andersson, "Improving the
-    speed of multiway algorithms II: compression" (1998); de Silva, Lim, "Tensor rank and the
+    speed of multiway algorithms II: compression" (1998); Leurgans, Ross, Abel, "A decomposition for
+    three-way arrays", SIMAX 14 (1993), for the eigenvectors; de Silva, Lim, "Tensor rank and the
     ill-posedness of the best low-rank approximation problem", SIMAX 30 (2008).
 
     Examples
