@@ -3,8 +3,8 @@
 The floor is the products of one sweep of alternating least squares: the tensor times a Khatri-Rao
 product of two factors, and times the third. `error` is ‖X − X̂‖ / ‖X‖, recomputed in double
 precision; `least` is that of the components the tensor was made of. TensorLy makes a number of
-sweeps from the same kind of start (singular vectors), with its line search and without. Collinear
-components are in the factors' columns: their cosines are 0.9.
+sweeps from singular vectors, which its time includes, with its line search and without. Columns of
+the factors have cosines of 0, with equal weights, or of 0.9.
 """
 
 from __future__ import annotations

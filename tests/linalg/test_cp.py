@@ -222,12 +222,10 @@ def test_ridge_is_what_it_says():
     least = objective(T)
     assert least < objective(la.cp(X, 3, seed=0))
     for seed in range(20):
-        other = T + 1e-3 * planted((8, 7, 6), 1, seed=seed)
         moved = la.CPTensor(
             T.weights, [F + 1e-3 * normal(F.shape, seed=seed + k) for k, F in enumerate(T.factors)]
         )
         assert objective(moved) > least
-        assert other.rank == 4
     for scale in (1e-100, 1e100):
         scaled = la.cp(X * scale, 3, ridge=ridge, seed=0)
         assert torch.allclose(scaled.weights / scale, T.weights, rtol=1e-6)
