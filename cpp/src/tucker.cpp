@@ -38,6 +38,8 @@ constexpr double kStepGain = 0.05;
 constexpr int kMostSteps = 4;
 // A sweep that lowers the error by less than this much of itself is the last one.
 constexpr double kSweepGain = 1e-4;
+// The same where a tolerance is to be kept: what later ones gain hardly spares a column.
+constexpr double kToleranceGain = 1e-2;
 // Or one that adds no more than so many u ‖X‖² to the energy of the core: that is rounding.
 constexpr double kSweepNoise = 8;
 // ‖X‖² - ‖core‖² is right to some of these u ‖X‖²; below, the error is computed entry by entry.
@@ -169,8 +171,9 @@ void compress(Reduced& reduced, const TuckerOptions& options, int64_t power_iter
 }
 
 // Sketches that grow until a fresh one shows that what they miss is within `allowed`; a mode that would need a wide one
-// is left as it is.
-void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
+// is left as it is. How much of it was made use of.
+double compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
+  double lost = 0;
   std::vector<int64_t> sizes;
   for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
   const double share = allowed / static_cast<double>(options.modes.size());
@@ -190,8 +193,11 @@ void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed)
       if (enough) break;
       Q = Q.size(1) ? at::cat({Q, orthonormal_beside(Q, Y, completed)}, 1) : orthonormalize(Y);
     }
-    if (enough) reduced.multiply(i, mode, Q);
+    if (!enough) continue;
+    reduced.multiply(i, mode, Q);
+    lost += share;
   }
+  return lost;
 }
 
 // ---- ST-HOSVD ----
@@ -222,13 +228,12 @@ void truncate_to(Reduced& reduced, const TuckerOptions& options, double allowed,
 
 // ---- sweeps ----
 
-// An orthonormal basis of the r leading left singular vectors of the n x m matrix Y, from one of nearly the same span.
-at::Tensor leading_vectors(const at::Tensor& Y, const at::Tensor& U) {
-  const int64_t n = Y.size(0), m = Y.size(1), r = U.size(1);
-  if (n <= kDense || m <= r || static_cast<double>(r) > kDenseShare * static_cast<double>(n)) {
-    const auto square = m > n ? std::get<1>(at::linalg_qr(Y.mH(), "r")).mH() : Y;
-    return completed(of_svd(square).vectors, r).narrow(1, 0, r).contiguous();
-  }
+// An orthonormal basis of the leading left singular vectors of an unfolding, from one of nearly the same span.
+at::Tensor leading_vectors(const at::Tensor& X, int64_t mode, const at::Tensor& U) {
+  const int64_t n = U.size(0), r = U.size(1), others = X.numel() / n;
+  if (n <= kDense || others <= r || static_cast<double>(r) > kDenseShare * static_cast<double>(n))
+    return spectrum(X, mode, r, {}).vectors.narrow(1, 0, r).contiguous();
+  const auto Y = unfolding(X, mode);
   auto Q = U;
   double captured = 0;
   const double all = energy(Y);
@@ -257,7 +262,7 @@ class Sweep {
     if (last - first == 1) {
       auto& U = factors_[first];
       const int64_t mode = modes_[first];
-      if (U.size(1) < U.size(0)) U = leading_vectors(unfolding(X, mode), U);
+      if (U.size(1) < U.size(0)) U = leading_vectors(X, mode, U);
       core_ = mode_product(X, mode, materialized_adjoint(U));
       return;
     }
@@ -312,7 +317,7 @@ struct Sweeps {
   bool converged = false;
 };
 Sweeps sweep_to_the_end(const at::Tensor& X, double total, const std::vector<int64_t>& modes, at::Tensor& core,
-                        std::vector<at::Tensor>& factors, int64_t most) {
+                        std::vector<at::Tensor>& factors, int64_t most, double gain) {
   Sweeps done;
   double captured = energy(core);
   for (int64_t i = 0; i < most && !done.converged; ++i) {
@@ -320,7 +325,7 @@ Sweeps sweep_to_the_end(const at::Tensor& X, double total, const std::vector<int
     const double before = std::exchange(captured, energy(core)), rest = std::max(total - captured, 0.0);
     done.errors.push_back(std::sqrt(rest));
     // To the first order, errors fall by half as much of themselves as their squares do.
-    done.converged = captured - before <= std::max(2 * kSweepGain * rest, kSweepNoise * unit_roundoff(X) * total);
+    done.converged = captured - before <= std::max(2 * gain * rest, kSweepNoise * unit_roundoff(X) * total);
   }
   return done;
 }
@@ -359,7 +364,7 @@ Fit fit_ranks(const at::Tensor& X, const TuckerOptions& options, double total) {
   Fit fit{reduced.X, with_identities(reduced.factors, modes, X), {}};
   const double start = std::sqrt(std::max(total - energy(fit.core), 0.0));
   if (options.method == TuckerMethod::kAlternating)
-    fit.sweeps = sweep_to_the_end(X, total, modes, fit.core, fit.factors, options.most_sweeps);
+    fit.sweeps = sweep_to_the_end(X, total, modes, fit.core, fit.factors, options.most_sweeps, kSweepGain);
   else
     fit.sweeps.converged = true;
   fit.sweeps.errors.insert(fit.sweeps.errors.begin(), start);
@@ -370,10 +375,8 @@ Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double tota
   const auto& modes = options.modes;
   Reduced outer{X, std::vector<at::Tensor>(modes.size())};
   const double missed = kSketchShare * allowed, noise = kSketchNoise * unit_roundoff(X);
-  if (options.method != TuckerMethod::kSequential && missed > noise * noise * total) {
-    compress_to(outer, options, missed);
-    allowed -= missed;
-  }
+  if (options.method != TuckerMethod::kSequential && missed > noise * noise * total)
+    allowed -= compress_to(outer, options, missed);
   Reduced inner{outer.X, std::vector<at::Tensor>(modes.size())};
   truncate_to(inner, options, allowed, total);
   Fit fit{inner.X, with_identities(inner.factors, modes, outer.X), {}};
@@ -381,7 +384,8 @@ Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double tota
   fit.sweeps.converged = true;
   if (options.method == TuckerMethod::kAlternating && options.most_sweeps > 0) {
     const double rest = energy(outer.X);
-    const auto done = sweep_to_the_end(outer.X, rest, modes, fit.core, fit.factors, options.most_sweeps);
+    const auto done =
+        sweep_to_the_end(outer.X, rest, modes, fit.core, fit.factors, options.most_sweeps, kToleranceGain);
     for (const double error : done.errors)
       fit.sweeps.errors.push_back(std::sqrt(error * error + std::max(total - rest, 0.0)));
     canonical(fit.core, modes, fit.factors);
