@@ -531,6 +531,17 @@ def test_half_types_and_integers():
     assert robust(A.int().numpy(), seed=0).U.dtype == np.float64
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 3e-6), (torch.float32, 1e-43)])
+def test_entries_that_rounding_leaves_no_trace_of_are_not_counted(dtype, size):
+    # Entries are subnormal, so that some of the sparse part are below the least number there is.
+    A = (size * gaussian(40, 30)).to(dtype)
+    result = robust(A, seed=0)
+    assert result.info.nonzeros == int((result.sparse != 0).sum())
+    # The negative control: in double precision none of them is lost.
+    wide = robust(A.double(), tol=default_tol(A), seed=0)
+    assert wide.info.nonzeros > result.info.nonzeros > 0
+
+
 def test_seeds():
     A = sum(planted(100, 90, 4, 0.1))
     one, same, other = (robust(A, seed=seed) for seed in (5, 5, 6))
