@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastlr.linalg as la
-from fastlr.linalg.sensing import _exact_step
+from fastlr.linalg.sensing import _exact_step, _preconditioned
 from references import exact, unit_roundoff
 
 METHODS = ["scaled_gd", "gd"]
@@ -333,19 +333,33 @@ def test_a_small_positive_eigenvalue_beside_a_large_negative_one(negative):
     assert info.step * negative < 2
 
 
-def test_nothing_of_the_data_is_in_the_range():
-    """Aᵀ(y) is rounding."""
-    A, y = draw(30, 16), draw(30, seed=1)
-    Q = torch.linalg.qr(A)[0]
-    for _ in range(2):
-        y -= Q @ (Q.mT @ y)
-    for method, parameterization in itertools.product(METHODS, PARAMETERIZATIONS):
-        U, V = la.matrix_sensing(
-            A, y, (4, 4), 4, method=method, parameterization=parameterization, seed=0
-        )
-        # Aᵀ is rounded by some u·‖A‖·‖y‖, and σ² of A is 2 at least.
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_nothing_of_the_data_is_in_the_range(method, parameterization):
+    """Aᵀ(y) is rounding, and the fit of it has either sign."""
+    options = {"method": method, "parameterization": parameterization}
+    for seed in range(6):
+        A, y = draw(30, 16, seed=seed), draw(30, seed=seed + 100)
+        Q = torch.linalg.qr(A)[0]
+        for _ in range(2):
+            y -= Q @ (Q.mT @ y)
+        U, V = la.matrix_sensing(A, y, (4, 4), 4, seed=0, **options)
+        # Aᵀ(y) is rounded by some u·‖A‖·‖y‖, which σ² of A divides.
         allowed = 8 * 2.0**-53 * float(torch.linalg.svdvals(A)[0] * y.norm()) / least(A) ** 2
         assert float((U @ V.mT).norm()) <= allowed
+
+
+def test_preconditioner_of_dependent_columns():
+    V = torch.cat([draw(9, 2), torch.zeros(9, 1)], 1) @ draw(3, 3, seed=1)
+    found = _preconditioned(V, 0.0)
+    # Of v/(v² + ε), with ε = 2·k·u·‖V‖², the most is 1/(2√ε).
+    size = float(torch.linalg.matrix_norm(V, 2))
+    most = 1 / (2 * math.sqrt(2 * 3 * 2.0**-53) * size)
+    assert float(torch.linalg.matrix_norm(found, 2)) <= 1.01 * most
+    # In what V spans it is the pseudo-inverse, up to ε over the square of the value, and rounding.
+    least_value = float(torch.linalg.svdvals(V)[1])
+    allowed = 20 * 3 * 2.0**-53 * (size / least_value) ** 2 * size
+    assert float((V.mT @ found @ V.mT - V.mT).norm()) <= allowed
 
 
 @pytest.mark.parametrize("method", METHODS)

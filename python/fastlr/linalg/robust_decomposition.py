@@ -233,7 +233,7 @@ def robust_pca(
     Singular vectors come from one step of subspace iteration from those of the iteration before,
     with twenty more directions: 4·m·n·k flops for k of them. Where k > min(m, n)/3, and when the
     certificate fails, from a full decomposition, 2·m·n² + 9·n³ for n ≤ m. All else is some fifteen
-    passes over m·n numbers. Fifty to a hundred iterations where the recovery is exact, several
+    passes over m·n numbers. Some 50 to 150 iterations where the recovery is exact, several
     hundred where it is not. In double precision whatever the dtype of A: the error of Y would be
     u·‖A‖₂ divided by the step, 1e-4 in float32. Memory is some ten arrays of that. Not
     differentiable.

@@ -501,8 +501,9 @@ def _preconditioned(V: Tensor, damping: float) -> Tensor:
     """V·(VᵀV + εI)⁻¹, whatever the rank of V."""
     values, vectors = torch.linalg.eigh(V.mT @ V)
     least = len(values) * _eps(V) * values[-1]
-    inverse: Tensor = (vectors / (values.clamp(min=0) + damping + least)) @ vectors.mT
-    return V @ inverse
+    # From the left, since the inverse itself is rounded in units of 1/ε.
+    scaled: Tensor = (V @ vectors) / (values.clamp(min=0) + damping + least)
+    return scaled @ vectors.mT
 
 
 def _exact_step(r: Tensor, a: Tensor, b: Tensor) -> float:
