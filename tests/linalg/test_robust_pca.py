@@ -290,6 +290,18 @@ def test_missing_entries_are_filled(dtype):
     assert distance(zeros.low_rank, L) > 0.01
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_residual_is_that_of_what_is_returned(masked):
+    A = sum(planted(50, 40, 3, 0.1))
+    mask = gaussian(50, 40, seed=9) < (0.5 if masked else math.inf)
+    with pytest.warns(la.ConvergenceWarning):
+        result = robust(A, mask=mask if masked else None, max_iters=10, seed=0)
+    residual = float((mask * (A - result.low_rank - result.sparse)).norm() / (mask * A).norm())
+    assert residual > 1e-4
+    # Entries are rounded by some u of themselves, 1e4 times less than the residual.
+    assert result.info.residual == pytest.approx(residual, rel=1e4 * 100 * 2.0**-53)
+
+
 def test_masks_of_all_and_of_nothing():
     A = sum(planted(50, 40, 3, 0.1))
     full = robust(A, mask=torch.ones(50, 40, dtype=torch.bool), seed=0)
@@ -345,6 +357,28 @@ def test_axes_count_once_and_where_they_have_neighbours():
     plain = robust(A, **options)
     assert torch.equal(plain.sparse, robust(A, grid=(20, 1, 15), **options).sparse)
     assert not torch.equal(plain.sparse, one.sparse)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_steps_are_as_long_as_convergence_allows(masked, transposed):
+    shape, grid = ((30, 72), (30, 8, 9)) if transposed else ((72, 30), (8, 9, 30))
+    variations = robust_decomposition._variations((0.1, 0.2), grid, None, shape, transposed)
+    A = gaussian(72, 30)
+    mask = gaussian(72, 30, seed=1) < 0.8 if masked else None
+    problem = robust_decomposition._Problem(A, mask, 0.3, variations)
+    assert len(problem.terms) == 7
+    X = gaussian(72, 30, seed=2)
+    for term in problem.terms:
+        Y = term.forward(X)
+        # ⟨KX, Y⟩ = ⟨X, K*Y⟩, sums of 2160 terms.
+        back = float((X * term.adjoint(Y)).sum())
+        assert back == pytest.approx(float(Y.square().sum()), rel=2160 * 2.0**-53)
+    for _ in range(200):  # power iterations: a lower bound of the norm
+        X = sum(term.step * term.adjoint(term.forward(X)) for term in problem.terms)
+        norm = float(X.norm())
+        X = X / norm
+    assert 0.8 < norm <= 1
 
 
 def difference_matrix(grid, axis):
