@@ -502,8 +502,8 @@ def _preconditioned(V: Tensor, damping: float) -> Tensor:
     values, vectors = torch.linalg.eigh(V.mT @ V)
     least = len(values) * _eps(V) * values[-1]
     # From the left, since the inverse itself is rounded in units of 1/ε.
-    scaled: Tensor = (V @ vectors) / (values.clamp(min=0) + damping + least)
-    return scaled @ vectors.mT
+    result: Tensor = (V @ vectors) / (values.clamp(min=0) + damping + least) @ vectors.mT
+    return result
 
 
 def _exact_step(r: Tensor, a: Tensor, b: Tensor) -> float:
