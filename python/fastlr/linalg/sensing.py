@@ -36,8 +36,8 @@ _LEAST_START = 1e-3
 _REBALANCE = 0.1
 # A residual of so many u·‖y‖ is rounding; one that changes by so many u of itself stands still.
 _ROUNDING, _STILL = 16, 8
-# In one iteration; after them no step lowers the residual.
-_MOST_HALVINGS = 10
+# In one iteration; after them what a step could still change is rounding.
+_MOST_HALVINGS = 50
 
 
 @dataclass(frozen=True)
@@ -463,18 +463,17 @@ def _spectral_start(problem: _Problem, seed: int) -> _Start | None:
     # in X, and its gradient there, −D, is positive semidefinite.
     if not float(S[0]) > 0:
         return None
-    S = (S / S[0]).clamp(min=_LEAST_START)
-    U, V = left * S.sqrt(), right * S.sqrt()
-    (measured,) = problem.measure(U @ V.mT)
+    # What is negative does not count in the fit: ⟨A(X), y⟩ = ⟨X, D⟩ is positive but for rounding.
+    S = (S / S[0]).clamp(min=0)
+    (measured,) = problem.measure((left * S) @ right.mT)
+    fitted = float(measured.double() @ problem.y.double())
+    if not fitted > 0:
+        return None
     norm = _norm(measured)
-    if norm == 0:
-        return None
-    factor = float(measured.double() @ problem.y.double()) / norm**2
-    if not factor > 0:
-        return None
-    root = math.sqrt(factor)
-    U = U * root
-    return _Start(U, U if problem.symmetric else V * root, factor, norm / _norm(S))
+    factor = fitted / norm**2
+    roots = (factor * S.clamp(min=_LEAST_START)).sqrt()
+    U = left * roots
+    return _Start(U, U if problem.symmetric else right * roots, factor, norm / _norm(S))
 
 
 def _random_start(
@@ -502,8 +501,9 @@ def _preconditioned(V: Tensor, damping: float) -> Tensor:
     """V·(VᵀV + εI)⁻¹, whatever the rank of V."""
     values, vectors = torch.linalg.eigh(V.mT @ V)
     least = len(values) * _eps(V) * values[-1]
-    inverse: Tensor = (vectors / (values.clamp(min=0) + damping + least)) @ vectors.mT
-    return V @ inverse
+    # From the left, since the inverse itself is rounded in units of 1/ε.
+    result: Tensor = (V @ vectors) / (values.clamp(min=0) + damping + least) @ vectors.mT
+    return result
 
 
 def _exact_step(r: Tensor, a: Tensor, b: Tensor) -> float:
