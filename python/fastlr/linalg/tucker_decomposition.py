@@ -56,7 +56,8 @@ def tucker(
         "hooi": alternating least squares over the factors, from the start that "randomized" makes.
         "st_hosvd": one mode after the other is cut to its leading singular vectors; error at most
         √d times the best one. "randomized": the same of a tensor that random sketches have made
-        small, with one step of subspace iteration for given ranks.
+        small, with one step of subspace iteration. With `tol`, the last two are the same: sketches
+        where they are narrow enough to pay.
     modes : sequence of int, optional
         Those that get a factor; the others stay as they are (their factor is None). All if None.
         They are counted without the batch; negative ones count from the end.
@@ -129,8 +130,8 @@ def tucker(
     >>> i = torch.arange(30.0, dtype=torch.float64)
     >>> X = 1 / (1 + i[:, None, None] + i[:, None] + i)
     >>> T = la.tucker(X, tol=1e-6, seed=0)
-    >>> T.ranks, T.info.relative_error < 1e-6, T.size / X.numel() < 0.04
-    ((6, 6, 6), True, True)
+    >>> T.ranks, T.info.relative_error < 1e-6, T.size / X.numel() < 0.05
+    ((8, 8, 8), True, True)
     >>> bool((T.full() - X).norm() <= 1e-6 * X.norm())
     True
     """
