@@ -9,9 +9,9 @@ from torch import Tensor
 # share and a number: odd and even functions have zeros between their coefficients.
 _MORE = 1.25
 _AND = 5
-# A tail whose second half falls by less than this, from the middle to the last tenth, is noise:
-# 1/j falls to 0.56, a random sequence to 0.7 or more.
-_FLAT = 0.6
+# Coefficients are noise where those of the last tenth are above this part of as many from the
+# middle on: 1/j falls to 0.56, and maxima of 50 independent ones hardly below 0.7.
+_FLAT = 0.7
 
 
 def nodes(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -75,13 +75,15 @@ def padded(c: Tensor, degree: int) -> Tensor:
     return torch.cat([c, c.new_zeros(degree + 1 - len(c), *c.shape[1:])])
 
 
-def tails(c: Tensor) -> Tensor:
+def tails(c: Tensor, rounding: float) -> Tensor:
     """For every degree and function (degree + 1, functions), the sum of |c| above that degree.
 
     An interpolant of that degree differs from the polynomial by twice this at most, as every
-    coefficient above is there once, and once in the alias of one below.
+    coefficient above is there once, and once in the alias of one below. Coefficients of the size of
+    `rounding` at most count as zeros.
     """
-    sums = c.abs().flip(0).cumsum(0).flip(0)
+    sizes = c.abs()
+    sums = torch.where(sizes > rounding, sizes, 0).flip(0).cumsum(0).flip(0)
     return torch.cat([sums[1:], torch.zeros_like(sums[:1])])
 
 
@@ -102,6 +104,12 @@ def largest_judged(most: int) -> int:
 
 def noise_level(c: Tensor) -> float:
     """The size of the last coefficients (degree + 1,) where they have ceased to fall; 0 else."""
-    sizes = c.abs()
-    half, tenth = float(sizes[len(c) // 2 :].max()), float(sizes[-(len(c) // 10) :].max())
-    return half if tenth >= _FLAT * half else 0.0
+    sizes, half, tenth = c.abs(), len(c) // 2, len(c) // 10
+    early, late = float(sizes[half : half + tenth].max()), float(sizes[-tenth:].max())
+    return float(sizes[half:].max()) if late >= _FLAT * early else 0.0
+
+
+def last_above(c: Tensor, level: float) -> int:
+    """The last degree with a coefficient above a level; 0 if there is none."""
+    above = (c.abs() > level).nonzero()
+    return int(above[-1, 0]) if len(above) else 0
