@@ -17,8 +17,8 @@ from fastlr.linalg.tucker_tensor import TuckerTensor, decomposed
 
 # Fibres beyond their rank that have to lie in the span of chosen rows.
 _SPARE = 8
-# How often the rows are chosen anew for a smaller error.
-_TIGHTENINGS = 4
+# How often fibres are added where the approximation is worst.
+_REFINEMENTS = 12
 # Where in the random matrix of the seed the fibres stand, beside the draws of `cross`.
 _DRAWS = (1 << 31) + 5
 
@@ -92,44 +92,55 @@ def from_fibres(
     fibres = [_Fibres(function, nodes, axis, through, seed) for axis in range(len(nodes))]
     # Errors of the axes multiply each other's combinations: how much is seen afterwards.
     share = allowed / (2 * len(nodes))
-    for _ in range(_TIGHTENINGS):
+    for _ in range(_REFINEMENTS):
         for each in fibres:
             each.cover(share)
-        whole, met = _meeting(function, nodes, fibres, largest_core)
+        limited = _limit(fibres, largest_core)
+        whole, met = _meeting(function, nodes, fibres)
         missed = _error(whole, nodes, fibres, met)
-        if missed <= allowed / 2:
+        if missed <= allowed / 2 or limited:
             break
-        share *= max(allowed / (4 * missed), 1e-3)
+        share /= 4
+        on_nodes = _on_nodes(whole, nodes)
+        worst = torch.cat([each.worst(whole._core, on_nodes) for each in fibres])
+        for each in fibres:
+            each.add_through(worst)
     T, missed = _cut(
         lambda tol: whole.rounded(tol=tol),
         lambda T: _error(T, nodes, fibres, met),
         whole.norm(),
-        allowed,
+        max(allowed, 2 * missed),
     )
     return GridTensor(T._core, _factors(T), missed, [each.suspects() for each in fibres])
 
 
-def _meeting(
-    function: BoxFunction, nodes: list[Tensor], fibres: list["_Fibres"], largest_core: int
-) -> tuple[TuckerTensor, Tensor]:
-    """The Tucker form of the coefficients, and f where the chosen rows of all axes meet."""
-    most = _common_limit([len(each.rows) for each in fibres], largest_core)
+def _limit(fibres: list["_Fibres"], largest_core: int) -> bool:
+    """Take fewer rows where the core would be too large; whether that was so."""
+    ranks = [len(each.rows) for each in fibres]
+    most = max(ranks)
+    while most > 1 and math.prod(min(r, most) for r in ranks) > largest_core:
+        most -= 1
     for each in fibres:
         if len(each.rows) > most:
             each.choose(most)
+    return most < max(ranks)
+
+
+def _meeting(
+    function: BoxFunction, nodes: list[Tensor], fibres: list["_Fibres"]
+) -> tuple[TuckerTensor, Tensor]:
+    """The Tucker form of the coefficients, and f where the chosen rows of all axes meet."""
     met = function.on_grid([t[each.rows] for t, each in zip(nodes, fibres, strict=True)])
     factors = [chebyshev.coefficients(each.matrix) for each in fibres]
     return TuckerTensor._made(met, [*factors], False, met.dtype), met
 
 
-def _error(
-    T: TuckerTensor, nodes: list[Tensor], fibres: list["_Fibres"], met: Tensor
-) -> float:
+def _error(T: TuckerTensor, nodes: list[Tensor], fibres: list["_Fibres"], met: Tensor) -> float:
     """The largest difference to f on the fibres, and where their rows meet."""
     on_nodes = _on_nodes(T, nodes)
     restricted = [F[each.rows] for F, each in zip(on_nodes, fibres, strict=True)]
     core = TuckerTensor._made(T._core, [*restricted], False, met.dtype)._product()
-    along = [each.error(T._core, on_nodes) for each in fibres]
+    along = [float(each.differences(T._core, on_nodes).max()) for each in fibres]
     return max(float((core - met).abs().max()), *along)
 
 
@@ -151,9 +162,13 @@ class _Fibres:
         self._allowed, self._seed = 0.0, seed
         self._places = torch.zeros(0, len(nodes), dtype=torch.int64, device=nodes[0].device)
         self._drawn = 0
-        degrees = through.new_tensor([len(t) - 1 for t in nodes])
-        self._add((torch.arccos(through) * (degrees / math.pi)).round().long())
+        self.add_through(through)
         self._add(self._draw(2 * _SPARE))
+
+    def add_through(self, points: Tensor) -> None:
+        """Take fibres through the nodes next to points of the cube."""
+        degrees = points.new_tensor([len(t) - 1 for t in self._nodes])
+        self._add((torch.arccos(points) * (degrees / math.pi)).round().long())
 
     def cover(self, allowed: float) -> None:
         """Choose rows from which all else follows to `allowed`, of as many fibres as that takes."""
@@ -181,20 +196,30 @@ class _Fibres:
             chosen = interpolative(self._values, most, axis=0, tol=tol, seed=self._seed)
         self.rows, self.matrix = chosen.indices, chosen.coefficients
 
-    def error(self, core: Tensor, on_nodes: list[Tensor]) -> float:
-        """The largest difference to a Tucker tensor."""
+    def worst(self, core: Tensor, on_nodes: list[Tensor]) -> Tensor:
+        """Points of the cube at which a Tucker tensor differs most, on two fibres."""
+        largest, at = self.differences(core, on_nodes).max(0)
+        fibres = largest.topk(min(2, len(largest))).indices
+        points = self._points(self._places[fibres])
+        points[:, self._axis] = self._nodes[self._axis][at[fibres]]
+        return points
+
+    def differences(self, core: Tensor, on_nodes: list[Tensor]) -> Tensor:
+        """The magnitude of what a Tucker tensor misses, shape (nodes, fibres)."""
         others = [axis for axis in range(core.dim()) if axis != self._axis]
         left = core.permute(*others, self._axis).unsqueeze(0)
         for axis in others:
             rows = on_nodes[axis][self._places[:, axis]]
             flat = left.flatten(2)
             left = (rows[:, None] @ flat).reshape(len(rows), *left.shape[2:])
-        return float((on_nodes[self._axis] @ left.mT - self._values).abs().max())
+        return (on_nodes[self._axis] @ left.mT - self._values).abs()
 
     def suspects(self) -> Tensor:
         """Points of the cube on the fibres that have the largest last coefficients."""
-        worst = self._places[_worst(self._values)]
-        return torch.stack([t[worst[:, axis]] for axis, t in enumerate(self._nodes)], 1)
+        return self._points(self._places[_worst(self._values)])
+
+    def _points(self, places: Tensor) -> Tensor:
+        return torch.stack([t[places[:, axis]] for axis, t in enumerate(self._nodes)], 1)
 
     def _others(self) -> int:
         return math.prod(len(t) for axis, t in enumerate(self._nodes) if axis != self._axis)
@@ -223,9 +248,9 @@ class _Fibres:
         order = torch.arange(len(together), device=places.device)
         first = torch.full_like(order, len(together)).scatter_reduce(0, number, order, "amin")
         new = together[(first[number] == order) & (order >= old)]
-        points = torch.stack([t[new[:, axis]] for axis, t in enumerate(self._nodes)], 1)
         if len(new):
-            values = self._function.fibres(self._axis, self._nodes[self._axis], points)
+            nodes = self._nodes[self._axis]
+            values = self._function.fibres(self._axis, nodes, self._points(new))
             self._values = torch.cat([self._values, values], 1) if old else values
         self._places = torch.cat([self._places, new])
 
@@ -277,11 +302,3 @@ def _worst(values: Tensor) -> Tensor:
     last = chebyshev.coefficients(eye)[-2:] @ values
     sizes = last.abs().sum(0)
     return sizes.topk(min(2, len(sizes))).indices
-
-
-def _common_limit(ranks: Sequence[int], largest_core: int) -> int:
-    """The largest limit of all ranks with which the core is small enough."""
-    limit = max(ranks)
-    while limit > 1 and math.prod(min(r, limit) for r in ranks) > largest_core:
-        limit -= 1
-    return limit

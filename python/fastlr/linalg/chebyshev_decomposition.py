@@ -45,7 +45,7 @@ def chebyshev_tucker(
     *,
     tol: float,
     max_degree: int = 1024,
-    max_grid: int = 1 << 22,
+    max_grid: int = 1 << 20,
     samples: int = 1000,
     dtype: torch.dtype = torch.float64,
     device: Any = None,
