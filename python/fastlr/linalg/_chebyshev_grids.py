@@ -17,6 +17,8 @@ from fastlr.linalg.tucker_tensor import TuckerTensor, decomposed
 
 # Fibres beyond their rank that have to lie in the span of chosen rows.
 _SPARE = 8
+# Values where the chosen rows of all axes meet.
+_LARGEST_CORE = 1 << 22
 # How often fibres are added where the approximation is worst.
 _REFINEMENTS = 12
 # Where in the random matrix of the seed the fibres stand, beside the draws of `cross`.
@@ -79,7 +81,6 @@ def from_fibres(
     degrees: Sequence[int],
     allowed: float,
     through: Tensor,
-    largest_core: int,
     seed: int,
 ) -> GridTensor:
     """By the values on some fibres along each axis, and where their pivots meet.
@@ -95,7 +96,7 @@ def from_fibres(
     for _ in range(_REFINEMENTS):
         for each in fibres:
             each.cover(share)
-        limited = _limit(fibres, largest_core)
+        limited = _limit(fibres)
         whole, met = _meeting(function, nodes, fibres)
         missed = _error(whole, nodes, fibres, met)
         if missed <= allowed / 2 or limited:
@@ -114,11 +115,11 @@ def from_fibres(
     return GridTensor(T._core, _factors(T), missed, [each.suspects() for each in fibres])
 
 
-def _limit(fibres: list["_Fibres"], largest_core: int) -> bool:
+def _limit(fibres: list["_Fibres"]) -> bool:
     """Take fewer rows where the core would be too large; whether that was so."""
     ranks = [len(each.rows) for each in fibres]
     most = max(ranks)
-    while most > 1 and math.prod(min(r, most) for r in ranks) > largest_core:
+    while most > 1 and math.prod(min(r, most) for r in ranks) > _LARGEST_CORE:
         most -= 1
     for each in fibres:
         if len(each.rows) > most:

@@ -122,7 +122,8 @@ def chebyshev_tucker(
     "cross": f at the nodes of twice as many fibres along each axis as its rank r, or some more.
     Rows of these matrices that give all others by combinations with coefficients of 2 at most
     (`interpolative`) meet in Πr nodes; f there and these coefficients are a Tucker form, whose
-    ranks are reduced as above, at the nodes that were seen. Πr is at most `max_grid`.
+    ranks are reduced as above, at the nodes that were seen. Fibres through the worst of these are
+    added until they are met. Πr is at most 2²² before it is reduced.
 
     At the end `samples` new points check the result. Where the error is above tol·max|f|, fibres
     through the worst four points are added, degrees or ranks grow, and new points check again.
@@ -259,9 +260,7 @@ class _Search:
             found = (
                 from_full_grid(self.function, degrees, allowed)
                 if full
-                else from_fibres(
-                    self.function, degrees, allowed, through, self._max_grid, self._seed
-                )
+                else from_fibres(self.function, degrees, allowed, through, self._seed)
             )
             if not self._examine(found.suspects):
                 return found
