@@ -50,7 +50,9 @@ class LongRange:
 
     def _block(self, points: Tensor) -> Tensor:
         squares = torch.cdist(points, self.places, compute_mode="donot_use_mm_for_euclid_dist") ** 2
-        terms = (w * torch.exp(-(t**2) * squares) for t, w in zip(self.t, self.weights, strict=True))
+        terms = (
+            w * torch.exp(-(t**2) * squares) for t, w in zip(self.t, self.weights, strict=True)
+        )
         return sum(terms).sum(1)
 
     def on_grid(self, axis: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ def row(f: LongRange, grid: Tensor, tol: float, seed: int) -> dict[str, Any]:
     full, full_time = timed(lambda: la.chebyshev_tucker(f, CUBE, tol=tol, seed=seed))
     cross, cross_time = timed(lambda: la.chebyshev_tucker(f, CUBE, tol=tol, max_grid=1, seed=seed))
     als, als_time = timed(lambda: la.tucker(grid, tol=tol, seed=seed))
-    points = 2 * la.random_matrix(POINTS, 3, kind="uniform", seed=seed + 99, dtype=torch.float64) - 1
+    points = (
+        2 * la.random_matrix(POINTS, 3, kind="uniform", seed=seed + 99, dtype=torch.float64) - 1
+    )
     values = f(points)
     errors = [float((T(points) - values).abs().max() / values.abs().max()) for T in (full, cross)]
     return {
@@ -104,10 +108,11 @@ def plot(rows: list[dict[str, Any]], size: int, path: Path) -> None:
     for name, style in styles.items():
         label = f"tucker of {size}³ values" if name == "tucker" else f"chebyshev_tucker, {name}"
         left.loglog(tolerances, [each[f"error, {name}"] for each in rows], style, label=label)
-        right.semilogx(tolerances, [max(each[f"ranks, {name}"]) for each in rows], style)
+        errors = [each[f"error, {name}"] for each in rows]
+        right.semilogx(errors, [max(each[f"ranks, {name}"]) for each in rows], style)
     left.loglog(tolerances, tolerances, "k-", linewidth=1, label="tol")
-    for panel in (left, right):
-        panel.set_xlabel("tol")
+    for panel, label in ((left, "tol"), (right, "largest error / largest value")):
+        panel.set_xlabel(label)
         panel.invert_xaxis()
         panel.grid(alpha=0.3)
     left.set_ylabel("largest error / largest value")

@@ -25,6 +25,9 @@ class BoxFunction:
         The largest magnitude so far, of the scaled values.
     scale : float
         The power of two.
+    real_dtype : torch.dtype
+    device : torch.device
+        Of the points.
     """
 
     def __init__(
@@ -38,24 +41,14 @@ class BoxFunction:
     ) -> None:
         self.count, self.largest, self.scale = 0, 0.0, 1.0
         self._f, self._numpy, self._caller = f, numpy, caller
-        low, high = torch.tensor(box, dtype=dtype, device=device).T
-        self._low, self._high = low, high
+        self.real_dtype, self.device = dtype, device
+        self._low, self._high = torch.tensor(box, dtype=dtype, device=device).T
         self._dtype: torch.dtype | None = None
 
     @property
     def axes(self) -> int:
         """The number of variables."""
         return len(self._low)
-
-    @property
-    def real_dtype(self) -> torch.dtype:
-        """Of the points."""
-        return self._low.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the points."""
-        return self._low.device
 
     def __call__(self, unit: Tensor) -> Tensor:
         """Values at points (N, d) of the cube, in blocks."""
@@ -85,7 +78,9 @@ class BoxFunction:
         points = self._low * (0.5 - 0.5 * unit) + self._high * (0.5 + 0.5 * unit)
         points = points.clamp(self._low, self._high)
         # A copy, as the function may write to what it gets.
-        values = self._checked(self._f(points.cpu().numpy().copy() if self._numpy else points.clone()), points)
+        values = self._checked(
+            self._f(points.cpu().numpy().copy() if self._numpy else points.clone()), points
+        )
         self.count += len(points)
         size = float(values.abs().max())
         if not self.largest and size:
@@ -112,7 +107,7 @@ class BoxFunction:
             self._dtype = real.to_complex() if returned.is_complex() else real
         if returned.is_complex() and not self._dtype.is_complex:
             raise ValueError(f"{self._caller}: f must always return real numbers, or never")
-        values = returned.detach().to(points.device, self._dtype)
+        values: Tensor = returned.detach().to(points.device, self._dtype)
         bad = torch.nonzero(~torch.isfinite(values))
         if len(bad):
             index = int(bad[0])

@@ -81,19 +81,21 @@ def from_fibres(
     degrees: Sequence[int],
     allowed: float,
     through: Tensor,
+    refine: bool,
     seed: int,
 ) -> GridTensor:
     """By the values on some fibres along each axis, and where their pivots meet.
 
     Along axis k all fibres are nearly combinations X_k·(their entries in chosen rows), with entries
     of X_k of 2 at most. So the tensor is nearly the one where the chosen rows of all axes meet,
-    times X_k along each axis. Fibres go through random nodes and those next to given points.
+    times X_k along each axis. Fibres go through random nodes and those next to given points; with
+    `refine`, through the worst nodes, too, until `allowed` is met.
     """
     nodes = _nodes(function, degrees)
     fibres = [_Fibres(function, nodes, axis, through, seed) for axis in range(len(nodes))]
     # Errors of the axes multiply each other's combinations: how much is seen afterwards.
     share = allowed / (2 * len(nodes))
-    for _ in range(_REFINEMENTS):
+    for _ in range(_REFINEMENTS if refine else 1):
         for each in fibres:
             each.cover(share)
         limited = _limit(fibres)
@@ -150,6 +152,7 @@ class _Fibres:
 
     rows: Tensor
     matrix: Tensor
+    _values: Tensor
 
     def __init__(
         self,

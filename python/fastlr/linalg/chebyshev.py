@@ -23,7 +23,8 @@ def nodes(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.zeros(1, dtype=dtype, device=device)
     # The sine is odd to the bit, so that the nodes are symmetric.
     j = torch.arange(degree, -degree - 1, -2, dtype=torch.float64, device=device)
-    return torch.sin(j / degree * (math.pi / 2)).to(dtype)
+    points: Tensor = torch.sin(j / degree * (math.pi / 2)).to(dtype)
+    return points
 
 
 def coefficients(values: Tensor, dim: int = 0) -> Tensor:

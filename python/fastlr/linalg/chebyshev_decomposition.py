@@ -148,7 +148,7 @@ def chebyshev_tucker(
     >>> f = lambda x: 1 / (1 + x.square().sum(1))
     >>> T = la.chebyshev_tucker(f, [(-1, 1)] * 3, tol=1e-8, seed=0)
     >>> T.degrees, T.ranks, T.info.converged
-    ((20, 20, 20), (8, 8, 8), True)
+    ((24, 24, 24), (7, 7, 7), True)
     >>> x = 2 * torch.rand(1000, 3, dtype=torch.float64) - 1
     >>> bool((T(x) - f(x)).abs().max() < 1e-8)
     True
@@ -260,7 +260,15 @@ class _Search:
             found = (
                 from_full_grid(self.function, degrees, allowed)
                 if full
-                else from_fibres(self.function, degrees, allowed, through, self._seed)
+                # What no degree resolves, no fibres do.
+                else from_fibres(
+                    self.function,
+                    degrees,
+                    allowed,
+                    through,
+                    not self.degrees.capped,
+                    self._seed,
+                )
             )
             if not self._examine(found.suspects):
                 return found

@@ -48,7 +48,8 @@ class ChebyshevTuckerInfo:
     Examples
     --------
     >>> import torch, fastlr.linalg as la
-    >>> T = la.chebyshev_tucker(lambda x: x[:, 0] * x[:, 1] ** 3, [(0, 1), (0, 2)], tol=1e-10, seed=0)
+    >>> f = lambda x: x[:, 0] * x[:, 1] ** 3
+    >>> T = la.chebyshev_tucker(f, [(0, 1), (0, 2)], tol=1e-10, seed=0)
     >>> T.info.method, T.info.error < 1e-14, T.info.converged
     ('full grid', True, True)
     """
@@ -387,10 +388,10 @@ class ChebyshevTucker(State):
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> "ChebyshevTucker":
-        return self + (-1 * other)
+        return self.__add__(-1 * other)
 
     def __rsub__(self, other: Any) -> "ChebyshevTucker":
-        return -self + other
+        return (-self).__add__(other)
 
     def __neg__(self) -> "ChebyshevTucker":
         return self._like(-self._core, self._factors)
@@ -400,9 +401,7 @@ class ChebyshevTucker(State):
         if not isinstance(other, ChebyshevTucker):
             return ChebyshevTucker(self.coefficients * other, self._box)
         self._check_other(other, "*")
-        factors = [
-            _product(F, G) for F, G in zip(self._factors, other._factors, strict=True)
-        ]
+        factors = [_product(F, G) for F, G in zip(self._factors, other._factors, strict=True)]
         values = TuckerTensor._made(
             self._core, [F for F, _ in factors], self._numpy, getattr(torch, self._dtype)
         ) * TuckerTensor._made(
@@ -421,7 +420,7 @@ class ChebyshevTucker(State):
     def _constant(self, number: Any) -> "ChebyshevTucker":
         ones = [F.new_ones(1, 1) for F in self._factors]
         one = self._like(self._core.new_ones([1] * self.ndim), ones)
-        return one * number
+        return one.__mul__(number)
 
     def _of_same_degrees(self, other: "ChebyshevTucker") -> tuple[TuckerTensor, TuckerTensor]:
         degrees = [max(a, b) for a, b in zip(self.degrees, other.degrees, strict=True)]
