@@ -569,6 +569,11 @@ def test_blocks_and_counts(monkeypatch):
         ({"domain": [(0, 1), (2, 2)]}, ValueError, r"got \(2, 2\) for axis 1"),
         ({"domain": [(1, 0), (0, 1)]}, ValueError, r"low < high, got \(1, 0\) for axis 0"),
         ({"domain": [(0, math.inf)]}, ValueError, r"finite low < high, got \(0, inf\) for axis 0"),
+        (
+            {"domain": [(1, 1 + 1e-9)], "dtype": torch.float32},
+            ValueError,
+            r"got \(1, 1\) for axis 0 in torch.float32",
+        ),
         ({"domain": [(math.nan, 1)]}, ValueError, r"got \(nan, 1\) for axis 0"),
         ({"max_degree": -1}, ValueError, "max_degree must be at least 0, got -1"),
         ({"max_grid": 0}, ValueError, "max_grid must be at least 1, got 0"),

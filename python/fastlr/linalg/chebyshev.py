@@ -38,7 +38,7 @@ def coefficients(values: Tensor, dim: int = 0) -> Tensor:
         transformed = torch.fft.fft(around, dim=dim).narrow(dim, 0, degree + 1)
     else:
         transformed = torch.fft.rfft(around, dim=dim).real
-    scaled = transformed / degree
+    scaled: Tensor = transformed / degree
     for end in (0, degree):
         scaled.select(dim, end).mul_(0.5)
     return scaled

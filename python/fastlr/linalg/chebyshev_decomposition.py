@@ -161,7 +161,7 @@ def chebyshev_tucker(
     place = torch.device("cpu" if device is None else device)
     if numpy and place.type != "cpu":
         raise ValueError(f'{_CALLER}: device must be the CPU with out="numpy", got {place}')
-    box = as_box(domain, _CALLER)
+    box = as_box(domain, dtype, _CALLER)
     search = _Search(
         BoxFunction(f, box, dtype, place, numpy, _CALLER),
         _tolerance(tol),
