@@ -62,7 +62,7 @@ def chebyshev_tucker(
     domain : sequence of (float, float)
         The interval [low, high] of each of d axes.
     tol : float
-        Of the largest error, relative to the largest |f|; 0 < tol < 1.
+        Of the largest error, relative to the largest value of f in magnitude; 0 < tol < 1.
     max_degree : int
         The largest degree in each variable.
     max_grid : int
@@ -109,15 +109,17 @@ def chebyshev_tucker(
 
     Notes
     -----
+    M is the largest value in magnitude that is seen.
+
     Degrees: f is interpolated on some fibres along each axis, through the largest values of a first
     sample and others, at 33, 65, 129, … Chebyshev points, each set a part of the next, until the
-    coefficients beyond a degree n sum up to tol·max|f|/(4d) at most, and n/4 + 5 of them have been
+    coefficients beyond a degree n sum up to tol·M/(4d) at most, and n/4 + 5 of them have been
     seen. Coefficients that have ceased to fall end this, too: they are rounding, or noise in f.
 
     "full grid": f at all Π(n + 1) nodes. The two fibres along each axis that have the largest last
     coefficients are looked at as above, and where they show a larger degree the grid is made anew.
     Then coefficients by fast cosine transforms, and their Tucker decomposition, with the smallest
-    ranks, nearly, for which no node of the grid has an error above tol·max|f|/4.
+    ranks, nearly, for which no node of the grid has an error above tol·M/4.
 
     "cross": f at the nodes of twice as many fibres along each axis as its rank r, or some more.
     Rows of these matrices that give all others by combinations with coefficients of 2 at most
@@ -125,11 +127,11 @@ def chebyshev_tucker(
     ranks are reduced as above, at the nodes that were seen. Fibres through the worst of these are
     added until they are met. Πr is at most 2²² before it is reduced.
 
-    At the end `samples` new points check the result. Where the error is above tol·max|f|, fibres
+    At the end `samples` new points check the result. Where the error is above tol·M, fibres
     through the worst four points are added, degrees or ranks grow, and new points check again.
 
     What is certain: at the nodes where f was evaluated, the error is at most ``info.grid_error``
-    times the largest |f| seen, and with the full grid between them T differs from the interpolant
+    times M, and with the full grid between them T differs from the interpolant
     by at most Π(1 + ⅔·log(n + 1)) times that. What is estimated: the degrees, from the fibres that
     were seen, and the error between the nodes, from the last sample.
 

@@ -31,13 +31,13 @@ class ChebyshevTuckerInfo:
     evaluations : int
         Points at which f was evaluated, those of the samples included.
     scale : float
-        The largest |f| of them; what the next three are relative to.
+        Its largest value in magnitude; errors and tails are relative to it.
     error : float
-        The largest |f − T| at `samples` points, uniform in the box, that led to nothing in T: a
+        The largest difference of f and T at `samples` points, uniform in the box, that led to nothing in T: a
         statistical check. What no sample hits is not in it.
     samples : int
     grid_error : float
-        The largest |f − T| at the nodes of the grid, all of them or ("cross") those at which f was
+        The largest difference at the nodes of the grid, all of them or ("cross") those at which f was
         evaluated: what is lost by truncation, as the interpolant itself is f there.
     tails : tuple of float
         For each axis, the largest sum of the coefficients above the degree that fibres showed.
