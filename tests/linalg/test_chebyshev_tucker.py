@@ -14,6 +14,8 @@ from numpy.polynomial import chebyshev as numpy_chebyshev
 
 import fastlr.linalg as la
 from fastlr.linalg import chebyshev
+from fastlr.linalg._box_function import BoxFunction
+from fastlr.linalg._chebyshev_grids import _Fibres, _worst
 from references import orthonormality_error
 from strategies import gaussian
 
@@ -303,6 +305,55 @@ def test_max_degree():
         la.chebyshev_tucker(lambda x: x[:, 0] ** 4, CUBE * 2, tol=1e-12, max_degree=4, seed=0)
 
 
+def test_an_axis_that_max_degree_ended_is_never_converged():
+    # One degree fewer than its tails need: the sample shows nothing of it, at four times the tails.
+    T = la.chebyshev_tucker(runge, CUBE, tol=1e-6, seed=0)
+    with pytest.warns(la.ConvergenceWarning, match=r"max_degree is needed along axes \[0\]"):
+        one_less = la.chebyshev_tucker(runge, CUBE, tol=1e-6, max_degree=T.degrees[0] - 2, seed=0)
+    assert one_less.info.error <= 1e-6
+    assert not one_less.info.converged
+
+
+def test_the_sample_is_fresh():
+    calls = []
+
+    def f(x):
+        if len(x) == 777:
+            calls.append(x.clone())
+        return runge(x)
+
+    T = la.chebyshev_tucker(f, CUBE * 2, tol=1e-4, samples=777, seed=0)
+    guide, check = calls
+    assert not (guide[:, None] == check).all(-1).any()
+    error = float((T(check) - runge(check)).abs().max()) / T.info.scale
+    assert T.info.error == pytest.approx(error, rel=1e-6)
+
+
+def test_the_worst_fibres_are_those_of_the_largest_last_coefficients():
+    c = torch.full((9, 20), 1e-9, dtype=torch.float64)
+    c[:2] = gaussian(2, 20)
+    c[8, 5], c[7, 11] = 1e-3, 2e-3
+    values = chebyshev.basis(chebyshev.nodes(8, torch.float64, c.device), 8) @ c
+    assert _worst(values).tolist() == [11, 5]
+
+
+def test_fibres_are_more_than_their_rank():
+    function = BoxFunction(
+        lambda x: 1 / (1.05 + x.prod(1)),
+        CUBE * 3,
+        torch.float64,
+        torch.device("cpu"),
+        False,
+        "test",
+    )
+    nodes = [chebyshev.nodes(60, torch.float64, torch.device("cpu"))] * 3
+    fibres = _Fibres(function, nodes, 0, torch.zeros(1, 3, dtype=torch.float64), 0)
+    fibres.cover(1e-12)
+    # Rank 17 cannot be known from the 17 fibres of the beginning.
+    assert len(fibres.rows) > 17
+    assert fibres._values.shape[1] >= len(fibres.rows) + 8
+
+
 def test_noise_is_not_resolved():
     generator = torch.Generator().manual_seed(0)
 
@@ -324,6 +375,18 @@ def test_a_tolerance_below_rounding():
         T = la.chebyshev_tucker(cosine, CUBE * 3, tol=1e-17, seed=0)
     assert not T.info.converged
     assert max(T.degrees) < 40
+    assert T.info.error < 1e-14
+
+
+def test_degrees_next_to_rounding():
+    def f(x):
+        return 1 / (1 + x.square().sum(1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", la.ConvergenceWarning)  # 1e-15 is met, or not
+        T = la.chebyshev_tucker(f, CUBE * 3, tol=1e-15, seed=0)
+    # Coefficients fall to 1e-16 by degree 42; rounding needs none.
+    assert max(T.degrees) <= 44
     assert T.info.error < 1e-14
 
 
@@ -605,8 +668,9 @@ def test_the_point_of_a_bad_value_is_named(bad):
         values = runge(x)
         hit = (x[:, 0] > 0.9).nonzero()
         if len(hit):
-            seen.append(x[hit[0, 0]])
+            seen.append(x[hit[0, 0]].clone())
             values[hit[0, 0]] = bad
+        x.zero_()  # what a function does to its argument is its own business
         return values
 
     with pytest.raises(ValueError, match=r"f must return finite numbers, got (nan|inf)") as raised:

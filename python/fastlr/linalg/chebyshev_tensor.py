@@ -33,12 +33,12 @@ class ChebyshevTuckerInfo:
     scale : float
         Its largest value in magnitude; errors and tails are relative to it.
     error : float
-        The largest difference of f and T at `samples` points, uniform in the box, that led to nothing in T: a
-        statistical check. What no sample hits is not in it.
+        The largest difference of f and T at `samples` points, uniform in the box, that led to
+        nothing in T: a statistical check. What no sample hits is not in it.
     samples : int
     grid_error : float
-        The largest difference at the nodes of the grid, all of them or ("cross") those at which f was
-        evaluated: what is lost by truncation, as the interpolant itself is f there.
+        The largest difference at the nodes of the grid, all of them or ("cross") those at which f
+        was evaluated: what is lost by truncation, as the interpolant itself is f there.
     tails : tuple of float
         For each axis, the largest sum of the coefficients above the degree that fibres showed.
         Twice their sum estimates the error of interpolation.
