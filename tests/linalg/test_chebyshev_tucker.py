@@ -306,7 +306,7 @@ def test_max_degree():
 
 
 def test_an_axis_that_max_degree_ended_is_never_converged():
-    # One degree fewer than its tails need: the sample shows nothing of it, at four times the tails.
+    # An even function, two degrees fewer than its tails need: the sample shows nothing of it.
     T = la.chebyshev_tucker(runge, CUBE, tol=1e-6, seed=0)
     with pytest.warns(la.ConvergenceWarning, match=r"max_degree is needed along axes \[0\]"):
         one_less = la.chebyshev_tucker(runge, CUBE, tol=1e-6, max_degree=T.degrees[0] - 2, seed=0)
