@@ -50,6 +50,13 @@ struct Tucker {
 // 2019, for trees of products.
 Tucker tucker(const at::Tensor& X, const TuckerOptions& options);
 
+// The same for a sparse tensor on the host, real, of `indices` (d x entries, no place twice) and `values`: sweeps from
+// random factors, which make the first one a sketch. `ranks` are those of all modes. The error is that of
+// ‖X‖² - ‖core‖², sqrt(u) ‖X‖ at least. A sweep takes 2 d flops for each entry and each number of the core, over the
+// mode's own rank; memory is 2 d integers for each entry and the largest n x (core / rank).
+Tucker sparse_tucker(const at::Tensor& indices, const at::Tensor& values, const std::vector<int64_t>& sizes,
+                     const std::vector<int64_t>& ranks, int64_t most_sweeps, int64_t seed);
+
 // One sweep from the factors that are given, in place: the new core.
 at::Tensor tucker_sweep(const at::Tensor& X, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors);
 

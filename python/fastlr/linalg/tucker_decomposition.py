@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
-from fastlr.linalg._arrays import adapt
+from fastlr.linalg._arrays import adapt, as_tensor, computed_dtype
+from fastlr.linalg._sources import is_scipy_sparse
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -44,8 +46,9 @@ def tucker(
     ----------
     X : array or Tensor, shape (\\*batch, n₀, …, n_{d-1})
         Real or complex, d + batch of at least 2. float16 and bfloat16 are computed in float32,
-        integers in the default float type. Any strides: a permuted view costs no copy. Never
-        written to.
+        integers in the default float type. Any strides: a permuted view costs no copy. Or sparse,
+        real and on the CPU: of torch (COO, or CSR for a matrix) or SciPy; with `ranks` and "hooi",
+        for all modes. Never written to.
     ranks : int or sequence of int, optional
         Sizes of the core: one for all modes, or one for each of `modes`; at least 1 and at most the
         size of the mode. With `tol`, the largest ones that are tried.
@@ -86,7 +89,8 @@ def tucker(
         for a batch or with a mask; a mask of another shape, or without any observed entry; an entry
         that is not finite (its index is named).
     TypeError
-        A sparse X, a mask that is not boolean, numbers of the wrong type.
+        A sparse X that is complex or on a GPU, a mask that is not boolean, numbers of the wrong
+        type.
 
     Warns
     -----
@@ -116,6 +120,10 @@ def tucker(
     the error of the known ones in each sweep (an EM iteration). Where few entries are known it
     takes hundreds.
 
+    Sparse X is never made dense: a sweep takes 2·d flops for each entry and each product of the
+    other modes' ranks, from random factors; their rows are n × that product in memory.
+    ``info.error`` is then √(‖X‖² − ‖core‖²), or √u·‖X‖ where that cancels.
+
     Not differentiable.
 
     Sources: Vannieuwenhoven, Vandebril, Meerbergen, "A new truncation strategy for the higher-order
@@ -135,6 +143,14 @@ def tucker(
     >>> bool((T.full() - X).norm() <= 1e-6 * X.norm())
     True
     """
+    sparse = _open_sparse(X)
+    if sparse is not None:
+        if (method, tol, modes, mask, batch_dims) != ("hooi", None, None, None, 0):
+            raise ValueError(
+                f'{_CALLER}: a sparse X takes ranks, max_sweeps and seed with method="hooi" alone'
+            )
+        most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
+        return _of_sparse(sparse, ranks, most, as_seed(seed, _CALLER))
     adapted = adapt(X, _CALLER, "X", batched=True, complex_=True)
     tensor = adapted.tensor.detach()
     batch = at_least(batch_dims, 0, _CALLER, "batch_dims")
@@ -188,6 +204,66 @@ def tucker(
         batch,
         told,
     )
+
+
+@dataclass(frozen=True)
+class _Sparse:
+    """Entries of a tensor, no place twice, and the way back."""
+
+    indices: Tensor  # (d, entries)
+    values: Tensor
+    sizes: list[int]
+    numpy: bool
+    dtype: torch.dtype
+
+
+def _open_sparse(X: Any) -> _Sparse | None:
+    """The entries of a sparse tensor of torch or SciPy; None for others."""
+    if isinstance(X, Tensor) and X.layout != torch.strided:
+        if X.layout == torch.sparse_coo and X.dense_dim():
+            raise ValueError(f"{_CALLER}: a sparse X must have no dense dimensions")
+        tensor, numpy = X.detach().to_sparse(layout=torch.sparse_coo), False
+    elif is_scipy_sparse(X):
+        entries = X.tocoo()
+        coords = getattr(entries, "coords", None) or (entries.row, entries.col)
+        indices = torch.from_numpy(np.stack([np.asarray(c, dtype=np.int64) for c in coords]))
+        values = as_tensor(entries.data)
+        tensor = torch.sparse_coo_tensor(indices, values, X.shape, check_invariants=True)
+        numpy = True
+    else:
+        return None
+    promoted = torch.float64 if numpy else torch.get_default_dtype()
+    dtype, computed = computed_dtype(tensor.dtype, promoted, _CALLER, "X")
+    if computed.is_complex or tensor.device.type != "cpu":
+        raise TypeError(f"{_CALLER}: a sparse X must be real and on the CPU, got {X.dtype}")
+    if tensor.dim() < 2:
+        raise ValueError(
+            f"{_CALLER}: X must have at least 2 dimensions, got shape {tuple(X.shape)}"
+        )
+    tensor = tensor.to(computed).coalesce()
+    values = tensor.values()
+    bad = torch.nonzero(~torch.isfinite(values))
+    if len(bad):
+        place, value = tensor.indices()[:, bad[0, 0]], values[bad[0, 0]].item()
+        raise ValueError(
+            f"{_CALLER}: X must be finite, got {value} at index {tuple(place.tolist())}"
+        )
+    return _Sparse(tensor.indices(), values, list(tensor.shape), numpy, dtype)
+
+
+def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
+    wanted = _ranks(ranks, list(range(len(X.sizes))), X.sizes, None)
+    if not bool(X.values.any()):
+        core = X.values.new_zeros(wanted)
+        factors = [torch.eye(n, r, dtype=core.dtype) for n, r in zip(X.sizes, wanted, strict=True)]
+        norm, error, history, converged = 0.0, 0.0, [0.0], True
+    else:
+        core, factors, norm, error, history, converged = _core.sparse_tucker(
+            X.indices, X.values, X.sizes, wanted, most, seed
+        )
+    _warn(converged, most, None, error)
+    told = ("hooi", error, norm, history, len(history) - 1, converged)
+    return TuckerTensor._made(core, [*factors], X.numpy, X.dtype, 0, told)
 
 
 def _steps(histories: Sequence[list[float]]) -> list[list[float]]:
