@@ -7,11 +7,15 @@ they are slow.
 
 `tolerance`: a float64 tensor whose unfoldings have singular values near 0.7^i. The floor is one
 product with as many vectors as the rank.
+
+`sparse` (`--sparse COUNT`): so many entries at random places of 10⁵ × 10⁴ × 10³, to 16³; the time of
+one run and the most memory that the process has taken.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import resource
 import time
 import warnings
 from typing import Any
@@ -117,8 +121,26 @@ def tolerance(session: Session, n: int, ratio: float, tol: float) -> None:
     )
 
 
+def sparse(count: int) -> None:
+    sizes = (100_000, 10_000, 1_000)
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.stack([torch.randint(n, (count,), generator=generator) for n in sizes])
+    X = torch.sparse_coo_tensor(indices, torch.randn(count, generator=generator), sizes)
+    del indices
+    start = time.perf_counter()
+    T = la.tucker(X, 16, seed=0)
+    seconds = time.perf_counter() - start
+    assert T.info is not None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{count} entries: {seconds:.1f} s, {T.info.sweeps + 1} sweeps, {peak:.2f} GB at most")
+
+
 def main() -> None:
-    with Session(__doc__, repeats=3, options={"size": 400, "large": 500}) as session:
+    options = {"size": 400, "large": 500, "sparse": 0}
+    with Session(__doc__, repeats=3, options=options) as session:
+        if session.options.sparse:
+            sparse(session.options.sparse)
+            return
         hooi(session, 200, 20, 5)
         hooi(session, session.options.size, 40, 5)
         tolerance(session, session.options.large, 0.7, 1e-3)
