@@ -8,8 +8,8 @@ they are slow.
 `tolerance`: a float64 tensor whose unfoldings have singular values near 0.7^i. The floor is one
 product with as many vectors as the rank.
 
-`sparse` (`--sparse COUNT`): so many entries at random places of 10⁵ × 10⁴ × 10³, to 16³; the time of
-one run and the most memory that the process has taken.
+`sparse` (`--sparse COUNT`): so many entries at random places of 10⁵ × 10⁴ × 10³, to 16³; the time
+of one run and the most memory that the process has taken.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def sparse(count: int) -> None:
     sizes = (100_000, 10_000, 1_000)
     generator = torch.Generator().manual_seed(0)
     indices = torch.stack([torch.randint(n, (count,), generator=generator) for n in sizes])
-    X = torch.sparse_coo_tensor(indices, torch.randn(count, generator=generator), sizes)
+    values = torch.randn(count, generator=generator)
+    X = torch.sparse_coo_tensor(indices, values, sizes, check_invariants=True)
     del indices
     start = time.perf_counter()
     T = la.tucker(X, 16, seed=0)

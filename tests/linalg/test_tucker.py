@@ -574,3 +574,6 @@ def test_bad_sparse_tensors():
         la.tucker(normal((4, 5), torch.complex64).to_sparse(), 1)
     with pytest.raises(ValueError, match="no dense dimensions"):
         la.tucker(normal((4, 5, 6)).to_sparse(2), 1)
+    outside = torch.sparse_coo_tensor([[0, 1], [2, 7]], [1.0, 2.0], (4, 5), check_invariants=False)
+    with pytest.raises(ValueError, match="from 0 to 4 along mode 1, got 7"):
+        la.tucker(outside, 1)

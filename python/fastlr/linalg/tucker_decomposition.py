@@ -240,6 +240,7 @@ def _open_sparse(X: Any) -> _Sparse | None:
         raise ValueError(
             f"{_CALLER}: X must have at least 2 dimensions, got shape {tuple(X.shape)}"
         )
+    _check_places(tensor)
     tensor = tensor.to(computed).coalesce()
     values = tensor.values()
     bad = torch.nonzero(~torch.isfinite(values))
@@ -249,6 +250,18 @@ def _open_sparse(X: Any) -> _Sparse | None:
             f"{_CALLER}: X must be finite, got {value} at index {tuple(place.tolist())}"
         )
     return _Sparse(tensor.indices(), values, list(tensor.shape), numpy, dtype)
+
+
+def _check_places(X: Tensor) -> None:
+    """Refuse indices outside the tensor, which torch does not look at by default."""
+    indices = X._indices()
+    for mode, n in enumerate(X.shape):
+        bad = torch.nonzero((indices[mode] < 0) | (indices[mode] >= n))
+        if len(bad):
+            raise ValueError(
+                f"{_CALLER}: indices of X must be from 0 to {n - 1} along mode {mode}, got "
+                f"{int(indices[mode, bad[0, 0]])}"
+            )
 
 
 def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
