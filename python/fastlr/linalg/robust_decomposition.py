@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed, at_least, not_negative
-from fastlr.linalg._arrays import adapt
+from fastlr.linalg._arrays import adapt, as_mask
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.svd import randomized_svd
@@ -260,7 +259,7 @@ def robust_pca(
     (True, True)
     """
     adapted = adapt(A, _CALLER, complex_=True)
-    observed = _mask(mask, adapted.tensor)
+    observed = None if mask is None else as_mask(mask, adapted.tensor, _CALLER, "A")
     known, power = _scaled(adapted.tensor.detach(), observed)
     # The second side is the shorter one.
     transposed = known.shape[0] < known.shape[1]
@@ -312,20 +311,6 @@ def _sparsity(sparsity: Any, A: Tensor, observed: Tensor | None) -> float:
     if not 0 < weight < math.inf:
         raise ValueError(f"{_CALLER}: sparsity must be positive and finite, got {weight:g}")
     return weight
-
-
-def _mask(mask: Any, A: Tensor) -> Tensor | None:
-    if mask is None:
-        return None
-    observed = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    if observed.dtype != torch.bool:
-        raise TypeError(f"{_CALLER}: mask must be boolean, got {observed.dtype}")
-    if observed.shape != A.shape:
-        raise ValueError(
-            f"{_CALLER}: mask must have the shape of A, {tuple(A.shape)}, got "
-            f"{tuple(observed.shape)}"
-        )
-    return observed.to(A.device)
 
 
 def _scaled(A: Tensor, observed: Tensor | None) -> tuple[Tensor, float]:

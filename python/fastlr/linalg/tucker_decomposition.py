@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
-from fastlr.linalg._arrays import adapt, as_tensor, computed_dtype
+from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
 from fastlr.linalg._sources import is_scipy_sparse
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
@@ -380,14 +380,7 @@ def _ranks(ranks: Any, modes: list[int], sizes: list[int], tol: float | None) ->
 def _mask(mask: Any, X: Tensor, method: str, tol: float | None, batch: int) -> Tensor | None:
     if mask is None:
         return None
-    observed = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    if observed.dtype != torch.bool:
-        raise TypeError(f"{_CALLER}: mask must be boolean, got {observed.dtype}")
-    if observed.shape != X.shape:
-        raise ValueError(
-            f"{_CALLER}: mask must have the shape of X, {tuple(X.shape)}, got "
-            f"{tuple(observed.shape)}"
-        )
+    observed = as_mask(mask, X, _CALLER, "X")
     if method != "hooi" or tol is not None or batch:
         raise ValueError(
             f'{_CALLER}: mask takes ranks, method="hooi" and one tensor, got method={method!r}, '
@@ -395,8 +388,8 @@ def _mask(mask: Any, X: Tensor, method: str, tol: float | None, batch: int) -> T
         )
     if not bool(observed.any()):
         raise ValueError(f"{_CALLER}: mask must have an observed entry, got none")
-    bad = torch.nonzero(observed.to(X.device) & ~torch.isfinite(X))
+    bad = torch.nonzero(observed & ~torch.isfinite(X))
     if len(bad):
         index = tuple(bad[0].tolist())
         raise ValueError(f"{_CALLER}: X must be finite, got {X[index].item()} at index {index}")
-    return observed.to(X.device)
+    return observed
