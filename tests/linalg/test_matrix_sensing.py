@@ -631,8 +631,11 @@ def test_not_finite(bad):
     broken = A.clone()
     broken[7, 3] = bad
     named = f"must be finite, got {bad} at index "
+    first = A.clone()
+    first[7, 0] = bad
     for operator, index in (
         (broken, "(7, 3)"),
+        (scipy.sparse.csr_array(first.numpy()), "(7, 0)"),
         (broken.reshape(30, 4, 4), "(7, 0, 3)"),
         (scipy.sparse.csr_array(broken.numpy()), "(7, 3)"),
     ):
