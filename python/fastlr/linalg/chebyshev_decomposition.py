@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlr.linalg import chebyshev
-from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
+from fastlr.linalg._arguments import Seed, as_out, as_seed, as_tolerance, at_least
 from fastlr.linalg._box_function import BoxFunction
 from fastlr.linalg._chebyshev_grids import GridTensor, from_fibres, from_full_grid
 from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, as_box
@@ -166,7 +166,7 @@ def chebyshev_tucker(
     box = as_box(domain, dtype, _CALLER)
     search = _Search(
         BoxFunction(f, box, dtype, place, numpy, _CALLER),
-        _tolerance(tol),
+        as_tolerance(tol, _CALLER),
         at_least(max_degree, 0, _CALLER, "max_degree"),
         at_least(max_grid, 1, _CALLER, "max_grid"),
         at_least(samples, 1, _CALLER, "samples"),
@@ -191,13 +191,6 @@ def chebyshev_tucker(
     if not outcome[-1]:
         _warn(search, error / relative, found.error / relative)
     return result
-
-
-def _tolerance(tol: Any) -> float:
-    number = as_real(tol, _CALLER, "tol")
-    if not 0 < number < 1:
-        raise ValueError(f"{_CALLER}: tol must be between 0 and 1, got {number:g}")
-    return number
 
 
 def _warn(search: "_Search", error: float, grid_error: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlr.linalg import chebyshev
-from fastlr.linalg._arguments import as_integer, at_least
+from fastlr.linalg._arguments import as_axis, at_least
 from fastlr.linalg._arrays import as_tensor, restored
 from fastlr.linalg._state import State
 from fastlr.linalg.tucker_tensor import TuckerTensor, _times
@@ -306,7 +306,7 @@ class ChebyshevTucker(State):
         A recurrence on the columns of one factor: n·r flops.
         """
         caller = "ChebyshevTucker.derivative"
-        place = self._axis(axis, caller)
+        place = as_axis(axis, self.ndim, caller, "axis")
         low, high = self._box[place]
         factors = list(self._factors)
         for _ in range(at_least(order, 1, caller, "order")):
@@ -336,7 +336,7 @@ class ChebyshevTucker(State):
             for place in range(d):
                 core = _times(core, 0, place, self._weighted(place))
             return core.item()
-        place = self._axis(axis, "ChebyshevTucker.integral")
+        place = as_axis(axis, d, "ChebyshevTucker.integral", "axis")
         core = _times(self._core, 0, place, self._weighted(place)).squeeze(place)
         if d == 1:
             return core.item()
@@ -476,13 +476,6 @@ class ChebyshevTucker(State):
                 f"{axis}, got {column[index].item()} at {where.replace('·', str(index))}"
             )
         return (((column - low) - (high - column)) / (high - low)).clamp(-1, 1)
-
-    def _axis(self, axis: Any, caller: str) -> int:
-        d = self.ndim
-        place = as_integer(axis, caller, "axis")
-        if not -d <= place < d:
-            raise ValueError(f"{caller}: axis must be from {-d} to {d - 1}, got {place}")
-        return place % d
 
 
 def as_box(domain: Any, dtype: torch.dtype, caller: str) -> list[tuple[float, float]]:

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed, at_least, not_negative
+from fastlr.linalg._arguments import (
+    Seed,
+    as_integer,
+    as_real,
+    as_seed,
+    as_tolerance,
+    at_least,
+    not_negative,
+)
 from fastlr.linalg._arrays import adapt, as_mask
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
@@ -296,10 +304,7 @@ def _tolerance(tol: Any, dtype: torch.dtype, variation: bool) -> float:
     if tol is None:
         # The rounding of A is dense, and a sparse part that fits it takes many iterations.
         return max(1e-5 if variation else 1e-7, 8 * torch.finfo(dtype).eps)
-    tol = as_real(tol, _CALLER, "tol")
-    if not 0 < tol < 1:
-        raise ValueError(f"{_CALLER}: tol must be between 0 and 1, got {tol:g}")
-    return float(tol)
+    return as_tolerance(tol, _CALLER)
 
 
 def _sparsity(sparsity: Any, A: Tensor, observed: Tensor | None) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_real, as_seed, at_least
+from fastlr.linalg._arguments import Seed, as_real, as_seed, as_tolerance, at_least
 from fastlr.linalg._arrays import adapt
 from fastlr.linalg._sources import Matrix, open_block
 from fastlr.linalg.norms import estimate_norm
@@ -245,7 +245,7 @@ def matrix_sensing(
             f'{_CALLER}: rebalance takes method="gd" with parameterization="asymmetric", got '
             f"{method!r} with {parameterization!r}"
         )
-    target = _checked_tol(tol)
+    target = None if tol is None else as_tolerance(tol, _CALLER)
     most = at_least(max_iters, 0, _CALLER, "max_iters")
     run = _Run(problem, as_seed(seed, _CALLER))
     run.descend(method, scale, bool(rebalance), target, most)
@@ -560,15 +560,6 @@ def _checked_scale(init_scale: float | None) -> float | None:
     if not 0 < scale < math.inf:
         raise ValueError(f"{_CALLER}: init_scale must be positive and finite, got {scale:g}")
     return scale
-
-
-def _checked_tol(tol: float | None) -> float | None:
-    if tol is None:
-        return None
-    number = as_real(tol, _CALLER, "tol")
-    if not 0 < number < 1:
-        raise ValueError(f"{_CALLER}: tol must be between 0 and 1, got {number:g}")
-    return number
 
 
 def _checked(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
+from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
 from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
 from fastlr.linalg._sources import is_scipy_sparse
 from fastlr.linalg.results import ConvergenceWarning
@@ -350,13 +350,7 @@ def _modes(modes: Any, dimensions: int) -> list[int]:
         return list(range(dimensions))
     if not isinstance(modes, Sequence) or isinstance(modes, str):
         raise TypeError(f"{_CALLER}: modes must be a sequence of integers, got {modes!r}")
-    chosen = [as_integer(mode, _CALLER, "modes") for mode in modes]
-    for mode in chosen:
-        if not -dimensions <= mode < dimensions:
-            raise ValueError(
-                f"{_CALLER}: modes must be from {-dimensions} to {dimensions - 1}, got {mode}"
-            )
-    chosen = [mode % dimensions for mode in chosen]
+    chosen = [as_axis(mode, dimensions, _CALLER, "modes") for mode in modes]
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"{_CALLER}: modes must be different, got {list(modes)}")
     return chosen

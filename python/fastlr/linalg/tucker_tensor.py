@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import as_integer, as_real, at_least
+from fastlr.linalg._arguments import as_axis, as_integer, as_real, as_tolerance, at_least
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
 from fastlr.linalg._observed import as_indices
 from fastlr.linalg._state import State
@@ -386,10 +386,7 @@ class TuckerTensor(State):
         """
         caller = "TuckerTensor.mode_dot"
         d = len(self._factors)
-        index = as_integer(mode, caller, "mode")
-        if not -d <= index < d:
-            raise ValueError(f"{caller}: mode must be from {-d} to {d - 1}, got {index}")
-        index %= d
+        index = as_axis(mode, d, caller, "mode")
         if isinstance(A, Tensor) is self._numpy:
             raise TypeError(f"{caller}: A must be of the kind of the tensor, NumPy or torch")
         matrix = A if isinstance(A, Tensor) else as_tensor(np.asarray(A))
@@ -569,9 +566,7 @@ def checked_tol(tol: Any, batch: int, caller: str) -> float | None:
     """A relative tolerance, for one tensor."""
     if tol is None:
         return None
-    number = as_real(tol, caller, "tol")
-    if not 0 < number < 1:
-        raise ValueError(f"{caller}: tol must be between 0 and 1, got {number:g}")
+    number = as_tolerance(tol, caller)
     if batch:
         raise ValueError(f"{caller}: tol takes one tensor, since ranks differ within a batch")
     return number
