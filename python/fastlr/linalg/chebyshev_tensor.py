@@ -13,7 +13,7 @@ from fastlr.linalg import chebyshev
 from fastlr.linalg._arguments import as_axis, at_least
 from fastlr.linalg._arrays import as_tensor, restored
 from fastlr.linalg._state import State
-from fastlr.linalg.tucker_tensor import TuckerTensor, _times
+from fastlr.linalg.tucker_tensor import TuckerTensor, _times, contracted
 
 # Numbers that an evaluation holds at a time.
 _BLOCK = 1 << 22
@@ -140,17 +140,18 @@ class ChebyshevTucker(State):
         self, core: Tensor, factors: list[Tensor], box: list[tuple[float, float]] | None = None
     ) -> "ChebyshevTucker":
         """Another function of this kind."""
-        tensor = TuckerTensor._made(core, [*factors], self._numpy, getattr(torch, self._dtype))
-        return ChebyshevTucker(tensor, self._box if box is None else box)
+        return ChebyshevTucker(self._tensor(core, factors), self._box if box is None else box)
+
+    def _tensor(self, core: Tensor, factors: Sequence[Tensor]) -> TuckerTensor:
+        """A tensor of this kind of array and dtype."""
+        return TuckerTensor._made(core, [*factors], self._numpy, getattr(torch, self._dtype))
 
     # What it is
 
     @property
     def coefficients(self) -> TuckerTensor:
         """The Chebyshev coefficients, of shape `degrees` + 1."""
-        return TuckerTensor._made(
-            self._core, [*self._factors], self._numpy, getattr(torch, self._dtype)
-        )
+        return self._tensor(self._core, self._factors)
 
     @property
     def domain(self) -> tuple[tuple[float, float], ...]:
@@ -218,20 +219,17 @@ class ChebyshevTucker(State):
         width = max(math.prod(self.ranks), *(n + 1 for n in self.degrees))
         step = max(_BLOCK // width, 1)
         parts = [
-            self._values([column[first : first + step] for column in columns])
+            contracted(
+                self._core,
+                0,
+                [
+                    self._rows(column[first : first + step], axis)
+                    for axis, column in enumerate(columns)
+                ],
+            )
             for first in range(0, max(len(given), 1), step)
         ]
         return self._given(torch.cat(parts))
-
-    def _values(self, columns: list[Tensor]) -> Tensor:
-        # A matrix product for the last axis, then ever smaller sums for each point.
-        count, ranks = len(columns[0]), self.ranks
-        values = self._rows(columns[-1], -1) @ self._core.reshape(-1, ranks[-1]).mT
-        for axis in range(len(ranks) - 2, -1, -1):
-            rows = self._rows(columns[axis], axis).unsqueeze(-1)
-            around = values.reshape(count, math.prod(ranks[:axis]), ranks[axis])
-            values = (around @ rows).squeeze(-1)
-        return values.reshape(count)
 
     def _rows(self, unit: Tensor, axis: int) -> Tensor:
         """The polynomials of an axis at points of [−1, 1]."""
@@ -280,7 +278,7 @@ class ChebyshevTucker(State):
             Q, R = torch.linalg.qr(self._rows(unit, axis))
             core = _times(core, 0, axis, R)
             factors.append(Q)
-        return TuckerTensor._made(core, [*factors], self._numpy, getattr(torch, self._dtype))
+        return self._tensor(core, factors)
 
     # Calculus
 
@@ -402,11 +400,8 @@ class ChebyshevTucker(State):
             return ChebyshevTucker(self.coefficients * other, self._box)
         self._check_other(other, "*")
         factors = [_product(F, G) for F, G in zip(self._factors, other._factors, strict=True)]
-        values = TuckerTensor._made(
-            self._core, [F for F, _ in factors], self._numpy, getattr(torch, self._dtype)
-        ) * TuckerTensor._made(
-            other._core, [G for _, G in factors], self._numpy, getattr(torch, self._dtype)
-        )
+        mine = self._tensor(self._core, [F for F, _ in factors])
+        values = mine * self._tensor(other._core, [G for _, G in factors])
         return self._like(
             values._core,
             [chebyshev.coefficients(values._matrix(axis)) for axis in range(self.ndim)],
@@ -425,11 +420,9 @@ class ChebyshevTucker(State):
     def _of_same_degrees(self, other: "ChebyshevTucker") -> tuple[TuckerTensor, TuckerTensor]:
         degrees = [max(a, b) for a, b in zip(self.degrees, other.degrees, strict=True)]
         one, two = (
-            TuckerTensor._made(
+            self._tensor(
                 each._core,
                 [chebyshev.padded(F, n) for F, n in zip(each._factors, degrees, strict=True)],
-                self._numpy,
-                getattr(torch, self._dtype),
             )
             for each in (self, other)
         )

@@ -276,24 +276,17 @@ class TuckerTensor(State):
         ]
         step = max(_BLOCK // max(math.prod(self.ranks), 1), 1)
         parts = [
-            self._entries([column[first : first + step] for column in columns])
+            contracted(
+                self._core,
+                self._batch,
+                [
+                    self._matrix(mode).index_select(-2, column[first : first + step])
+                    for mode, column in enumerate(columns)
+                ],
+            )
             for first in range(0, max(len(places), 1), step)
         ]
         return self._given(torch.cat(parts, -1))
-
-    def _entries(self, columns: list[Tensor]) -> Tensor:
-        # A matrix product with the last factor's rows, then ever smaller sums for each entry.
-        batch = self._core.shape[: self._batch]
-        count = len(columns[0])
-        values = _flat_rows(self._core, self._batch, len(self.ranks) - 1)
-        rows = _rows(self._factors[-1], columns[-1], self.ranks[-1], self._core)
-        values = (values @ rows.mT).mT  # (*batch, count, everything else)
-        for mode in range(len(columns) - 2, -1, -1):
-            rows = _rows(self._factors[mode], columns[mode], self.ranks[mode], self._core)
-            others = math.prod(self.ranks[:mode])
-            values = values.reshape(*batch, count, others, self.ranks[mode])
-            values = (values @ rows.unsqueeze(-1)).squeeze(-1)
-        return values.reshape(*batch, count)
 
     def __getitem__(self, index: Any) -> Any:
         """Return a part, in Tucker form; a scalar array where every dimension has an integer.
@@ -640,22 +633,23 @@ def _times(core: Tensor, batch: int, mode: int, A: Tensor | None) -> Tensor:
     return product.reshape(*lead, *sizes[:mode], A.shape[-2], *sizes[mode + 1 :])
 
 
-def _flat_rows(core: Tensor, batch: int, mode: int) -> Tensor:
-    """The core as a matrix whose columns belong to its last mode."""
+def contracted(core: Tensor, batch: int, rows: Sequence[Tensor]) -> Tensor:
+    """For each of p points, the core times a row for every mode; rows (\\*batch, p, r)."""
     lead, sizes = core.shape[:batch], core.shape[batch:]
-    return core.reshape(*lead, math.prod(sizes[:mode]), sizes[mode])
-
-
-def _rows(F: Tensor | None, index: Tensor, r: int, core: Tensor) -> Tensor:
-    if F is None:
-        return torch.eye(r, dtype=core.dtype, device=core.device)[index]
-    return F.index_select(-2, index)
+    count = rows[0].shape[-2]
+    # A matrix product with the rows of the last mode, then ever smaller sums for each point.
+    flat = core.reshape(*lead, math.prod(sizes[:-1]), sizes[-1])
+    values = rows[-1] @ flat.mT  # (*batch, p, everything else)
+    for mode in range(len(sizes) - 2, -1, -1):
+        values = values.reshape(*lead, count, math.prod(sizes[:mode]), sizes[mode])
+        values = (values @ rows[mode].unsqueeze(-1)).squeeze(-1)
+    return values.reshape(*lead, count)
 
 
 def _selected(X: Tensor, dimension: int, part: Any) -> Tensor:
     if isinstance(part, int):
         return X.select(dimension, part)
-    places = torch.arange(X.shape[dimension], device=X.device).cpu().numpy()[part]
+    places = np.arange(X.shape[dimension])[part]
     return X.index_select(dimension, torch.as_tensor(places.copy(), device=X.device))
 
 
