@@ -57,11 +57,11 @@ def from_full_grid(function: BoxFunction, degrees: Sequence[int], allowed: float
 
     def cut(tol: float) -> TuckerTensor:
         core, factors, _ = decomposed(coefficients, 0, axes, shape, tol, "st_hosvd", 0, 0)
-        return TuckerTensor._made(core, [*factors], False, core.dtype)
+        return TuckerTensor(core, factors)
 
     def error(T: TuckerTensor) -> float:
-        on_grid = TuckerTensor._made(T._core, [*_on_nodes(T, nodes)], False, T._core.dtype)
-        return float((on_grid._product() - values).abs().max())
+        on_grid = TuckerTensor(T._core, _on_nodes(T, nodes))
+        return float((on_grid.full() - values).abs().max())
 
     T, missed = _cut(cut, error, float(torch.linalg.vector_norm(coefficients)), allowed)
     suspects = []
@@ -135,14 +135,14 @@ def _meeting(
     """The Tucker form of the coefficients, and f where the chosen rows of all axes meet."""
     met = function.on_grid([t[each.rows] for t, each in zip(nodes, fibres, strict=True)])
     factors = [chebyshev.coefficients(each.matrix) for each in fibres]
-    return TuckerTensor._made(met, [*factors], False, met.dtype), met
+    return TuckerTensor(met, factors), met
 
 
 def _error(T: TuckerTensor, nodes: list[Tensor], fibres: list["_Fibres"], met: Tensor) -> float:
     """The largest difference to f on the fibres, and where their rows meet."""
     on_nodes = _on_nodes(T, nodes)
     restricted = [F[each.rows] for F, each in zip(on_nodes, fibres, strict=True)]
-    core = TuckerTensor._made(T._core, [*restricted], False, met.dtype)._product()
+    core = TuckerTensor(T._core, restricted).full()
     along = [float(each.differences(T._core, on_nodes).max()) for each in fibres]
     return max(float((core - met).abs().max()), *along)
 

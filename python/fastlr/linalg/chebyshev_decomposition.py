@@ -288,7 +288,7 @@ class _Search:
         return (2 * numbers - 1).to(self.function.real_dtype)
 
     def _values(self, found: GridTensor, unit: Tensor) -> Tensor:
-        T = TuckerTensor._made(found.core, [*found.factors], False, found.core.dtype)
+        T = TuckerTensor(found.core, found.factors)
         values: Tensor = ChebyshevTucker(T, [(-1, 1)] * self.function.axes)(unit)
         return values
 

@@ -267,8 +267,8 @@ def _check_places(X: Tensor) -> None:
 def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
     wanted = _ranks(ranks, list(range(len(X.sizes))), X.sizes, None)
     if not bool(X.values.any()):
-        core = X.values.new_zeros(wanted)
-        factors = [torch.eye(n, r, dtype=core.dtype) for n, r in zip(X.sizes, wanted, strict=True)]
+        nothing = X.values.new_zeros(()).expand(X.sizes)
+        core, factors, _ = _of_nothing(nothing, 0, list(range(len(wanted))), wanted)
         norm, error, history, converged = 0.0, 0.0, [0.0], True
     else:
         core, factors, norm, error, history, converged = _core.sparse_tucker(
@@ -294,7 +294,7 @@ def _memory_order(X: Tensor, batch: int) -> list[int]:
 def _of_nothing(
     X: Tensor, batch: int, modes: list[int], ranks: list[int]
 ) -> tuple[Tensor, list[Tensor], list[Any]]:
-    """A tensor without entries: a core of zeros."""
+    """A tensor without entries, or of zeros: a core of zeros."""
     sizes, factors = list(X.shape), []
     for mode, r in zip(modes, ranks, strict=True):
         sizes[batch + mode] = r
@@ -308,16 +308,15 @@ def _masked(
 ) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]:
     """Sweeps over the known entries and what the last factors say of the others."""
     known = torch.where(observed, X, 0)
-    norm = float(torch.linalg.vector_norm(known, dtype=_norm_dtype(X)))
-    core, factors, *_ = _core.tucker(known, modes, ranks, None, "randomized", 0, seed)
+    core, factors, norm, *_ = _core.tucker(known, modes, ranks, None, "randomized", 0, seed)
+    wide = torch.complex128 if X.is_complex() else torch.float64
     errors: list[float] = []
     converged = False
     while True:
-        model = core
-        for mode, F in zip(modes, factors, strict=True):
-            model = torch.movedim(torch.tensordot(F, model, dims=([1], [mode])), 0, mode)
+        of_modes = dict(zip(modes, factors, strict=True))
+        model = TuckerTensor(core, [of_modes.get(mode) for mode in range(X.dim())]).full()
         filled = torch.where(observed, known, model)
-        errors.append(float(torch.linalg.vector_norm(filled - model, dtype=_norm_dtype(X))))
+        errors.append(float(torch.linalg.vector_norm(filled - model, dtype=wide)))
         if len(errors) > 1:
             floor = 8 * torch.finfo(X.dtype).eps * norm
             gain = errors[-2] - errors[-1]
@@ -325,10 +324,6 @@ def _masked(
         if converged or len(errors) > most:
             return core, factors, norm, errors[-1], errors, converged
         core, factors = _core.tucker_sweep(filled, modes, factors)
-
-
-def _norm_dtype(X: Tensor) -> torch.dtype:
-    return torch.complex128 if X.is_complex() else torch.float64
 
 
 def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
