@@ -1,3 +1,5 @@
+#include <fastlr/tucker.hpp>
+
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -7,17 +9,13 @@
 #include <fastlr/linear_operator.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/random.hpp>
-#include <fastlr/tucker.hpp>
 
 #include "checks.hpp"
-#include "tensor_modes.hpp"
 #include "tensor_rows.hpp"
 #include "tucker_parts.hpp"
 
 namespace fastlr {
 namespace {
-
-constexpr double kSweepGain = 1e-4;
 
 // The entries in the order of each mode.
 class SparseTensor {
@@ -92,8 +90,7 @@ at::Tensor sweep(const SparseTensor& X, std::vector<at::Tensor>& factors) {
 
 Tucker sparse_tucker(const at::Tensor& indices, const at::Tensor& values, const std::vector<int64_t>& sizes,
                      const std::vector<int64_t>& ranks, int64_t most_sweeps, int64_t seed) {
-  const double norm = frobenius_norm(values);
-  const int exponent = scale_exponent(norm);
+  const int exponent = scale_exponent(frobenius_norm(values));
   const SparseTensor X(indices.contiguous(), scaled(values, exponent).contiguous(), sizes);
   const double size = frobenius_norm(X.values()), total = size * size;
   std::vector<at::Tensor> factors;
@@ -109,14 +106,10 @@ Tucker sparse_tucker(const at::Tensor& indices, const at::Tensor& values, const 
   auto done = sweep_to_the_end([&] { return sweep(X, factors); }, core, total, most_sweeps, kSweepGain);
   done.errors.insert(done.errors.begin(), start);
   canonical(core, modes, factors);
-  const double unit = std::ldexp(1.0, -exponent);
-  Tucker result{scaled(core, -exponent), factors, norm, 0, done.errors, done.converged};
   // Of less than this ‖X‖² - ‖core‖² says nothing: the error is at most that.
-  const double rest = std::max(total - energy(core), unit_roundoff(values) * total);
-  result.errors.back() = std::sqrt(rest);
-  for (double& error : result.errors) error *= unit;
-  result.error = result.errors.back();
-  return result;
+  const double error = std::sqrt(std::max(total - energy(core), unit_roundoff(values) * total));
+  done.errors.back() = error;
+  return unscaled({core, factors, size, error, done.errors, done.converged}, exponent);
 }
 
 }  // namespace fastlr

@@ -29,9 +29,8 @@ constexpr double kSketchNoise = 100;
 constexpr double kMostSketched = 0.4;
 // The first width of a sketch to a tolerance, or this part of the mode: narrower ones cost as much as reading X does.
 constexpr int64_t kFirstWidth = 16, kFirstShare = 16;
-// A sweep that lowers the error by less than this much of itself is the last one; where a tolerance is to be kept, what
-// later ones gain hardly spares a column.
-constexpr double kSweepGain = 1e-4, kToleranceGain = 1e-2;
+// In the place of kSweepGain where a tolerance is to be kept: what later sweeps gain hardly spares a column.
+constexpr double kToleranceGain = 1e-2;
 // Entries of X at a time whose residual is computed.
 constexpr int64_t kResidualBlock = int64_t{1} << 22;
 // Norms beyond 2^kMostExponent, or below its inverse, are scaled.
@@ -73,6 +72,13 @@ std::vector<size_t> cheapest_order(const at::Tensor& X, const std::vector<int64_
   return order;
 }
 
+// The same where nothing is known of what will be left.
+std::vector<size_t> order_of_halves(const at::Tensor& X, const std::vector<int64_t>& modes) {
+  std::vector<int64_t> left;
+  for (const int64_t mode : modes) left.push_back(X.size(mode) / 2);
+  return cheapest_order(X, modes, left);
+}
+
 // ---- sketches ----
 
 at::Tensor sketch(const at::Tensor& X, int64_t mode, int64_t width, int64_t seed, int64_t drawn) {
@@ -101,10 +107,8 @@ void compress(Reduced& reduced, const TuckerOptions& options, int64_t power_iter
 // is left as it is. How much of it was made use of.
 double compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
   double lost = 0;
-  std::vector<int64_t> sizes;
-  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
   const double share = allowed / static_cast<double>(options.modes.size());
-  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+  for (const size_t i : order_of_halves(reduced.X, options.modes)) {
     const int64_t mode = options.modes[i], n = reduced.X.size(mode), others = reduced.X.numel() / n;
     const int64_t most = std::min(static_cast<int64_t>(kMostSketched * static_cast<double>(n)), others - 1);
     auto Q = at::empty({n, 0}, reduced.X.options());
@@ -140,9 +144,7 @@ void truncate(Reduced& reduced, const TuckerOptions& options) {
 // What one mode leaves of its share of the allowed energy goes to the others.
 void truncate_to(Reduced& reduced, const TuckerOptions& options, double allowed, double total) {
   double left = static_cast<double>(options.modes.size());
-  std::vector<int64_t> sizes;
-  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
-  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+  for (const size_t i : order_of_halves(reduced.X, options.modes)) {
     const int64_t mode = options.modes[i];
     const double share = allowed / left--;
     const auto [squares, vectors] = spectrum(reduced.X, mode, 1, share / total);
@@ -261,15 +263,6 @@ Tucker finished(const at::Tensor& X, const TuckerOptions& options, Fit fit, doub
                            : tucker_residual(X, options.modes, fit.core, fit.factors);
   Tucker result{fit.core, fit.factors, norm, error, fit.sweeps.errors, fit.sweeps.converged};
   result.errors.back() = error;
-  return result;
-}
-
-Tucker unscaled(Tucker result, int exponent) {
-  const double unit = std::ldexp(1.0, -exponent);
-  result.core = scaled(result.core, -exponent);
-  result.norm *= unit;
-  result.error *= unit;
-  for (double& error : result.errors) error *= unit;
   return result;
 }
 

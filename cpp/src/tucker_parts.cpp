@@ -131,6 +131,15 @@ void canonical(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<
   }
 }
 
+Tucker unscaled(Tucker result, int exponent) {
+  const double unit = std::ldexp(1.0, -exponent);
+  result.core = scaled(result.core, -exponent);
+  result.norm *= unit;
+  result.error *= unit;
+  for (double& error : result.errors) error *= unit;
+  return result;
+}
+
 void drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors,
                  double allowed) {
   for (;;) {

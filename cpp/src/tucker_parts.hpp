@@ -7,8 +7,12 @@
 #include <optional>
 #include <vector>
 
+#include <fastlr/tucker.hpp>
+
 namespace fastlr {
 
+// A sweep that lowers the error by less than this much of itself is the last one.
+constexpr double kSweepGain = 1e-4;
 // ‖X‖² - ‖core‖² is right to some of these u ‖X‖².
 constexpr double kCancelled = 1e4;
 
@@ -38,6 +42,9 @@ Sweeps sweep_to_the_end(const std::function<at::Tensor()>& sweep, at::Tensor& co
 
 // The same tensor with an all-orthogonal core and fixed signs.
 void canonical(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors);
+
+// The decomposition of X from that of X * 2^exponent.
+Tucker unscaled(Tucker result, int exponent);
 
 // Drops slices of the all-orthogonal core that the allowed energy covers, the smallest first.
 void drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors, double allowed);
