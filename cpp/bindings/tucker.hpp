@@ -41,6 +41,15 @@ inline void define_tucker(pybind11::module_& module) {
       py::arg("X"), py::arg("modes"), py::arg("ranks"), py::arg("tol"), py::arg("method"), py::arg("most_sweeps"),
       py::arg("seed"), Released());
   module.def(
+      "sparse_tucker",
+      [](const at::Tensor& indices, const at::Tensor& values, const std::vector<int64_t>& sizes,
+         const std::vector<int64_t>& ranks, int64_t most_sweeps, int64_t seed) {
+        const auto r = sparse_tucker(indices, values, sizes, ranks, most_sweeps, seed);
+        return Decomposed{r.core, r.factors, r.norm, r.error, r.errors, r.converged};
+      },
+      py::arg("indices"), py::arg("values"), py::arg("sizes"), py::arg("ranks"), py::arg("most_sweeps"),
+      py::arg("seed"), Released());
+  module.def(
       "tucker_sweep",
       [](const at::Tensor& X, const std::vector<int64_t>& modes, std::vector<at::Tensor> factors) {
         const auto core = tucker_sweep(X, modes, factors);

@@ -43,7 +43,7 @@ at::Tensor unfolding_product(const at::Tensor& X, int64_t mode, const at::Tensor
   check_interrupt();
   const auto V = around(X, mode);
   const int64_t before = V.size(0), n = V.size(1), after = V.size(2);
-  if (before == 1 || after == 1 || after < kNarrow) return at::mm(unfolding(X, mode), Y);
+  if (before == 1 || after < kNarrow) return at::mm(unfolding(X, mode), Y);
   const auto test = Y.view({before, after, Y.size(1)});
   auto sum = at::zeros({n, Y.size(1)}, X.options());
   const int64_t step = std::max<int64_t>(kProducts / (n * Y.size(1)), 1);

@@ -16,6 +16,7 @@
 #include "orthonormal_beside.hpp"
 #include "svd_parts.hpp"
 #include "tensor_modes.hpp"
+#include "tucker_parts.hpp"
 
 namespace fastlr {
 namespace {
@@ -26,88 +27,15 @@ constexpr double kSketchShare = 0.02;
 constexpr double kSketchNoise = 100;
 // A sketch of more than this share of a mode costs more than its Gram matrix.
 constexpr double kMostSketched = 0.4;
-// The first width of a sketch to a tolerance.
-constexpr int64_t kFirstWidth = 16;
-// Squares of singular values are known to u of the largest: below this many of them QR has to tell.
-constexpr double kSquaresNoise = 1e4;
-// Factors of fewer rows than this, or more columns than this share of them, are found by a dense SVD.
-constexpr int64_t kDense = 48;
-constexpr double kDenseShare = 0.5;
-// A step of subspace iteration that captures less than this much of what was missing is the last one.
-constexpr double kStepGain = 0.05;
-constexpr int kMostSteps = 4;
-// A sweep that lowers the error by less than this much of itself is the last one.
-constexpr double kSweepGain = 1e-4;
-// Or one that adds no more than so many u ‖X‖² to the energy of the core: that is rounding.
-constexpr double kSweepNoise = 8;
-// ‖X‖² - ‖core‖² is right to some of these u ‖X‖²; below, the error is computed entry by entry.
-constexpr double kCancelled = 1e4;
+// The first width of a sketch to a tolerance, or this part of the mode: narrower ones cost as much as reading X does.
+constexpr int64_t kFirstWidth = 16, kFirstShare = 16;
+// In the place of kSweepGain where a tolerance is to be kept: what later sweeps gain hardly spares a column.
+constexpr double kToleranceGain = 1e-2;
 // Entries of X at a time whose residual is computed.
 constexpr int64_t kResidualBlock = int64_t{1} << 22;
 // Norms beyond 2^kMostExponent, or below its inverse, are scaled.
 constexpr int kMostExponent = 20;
 constexpr int kMostAttempts = 3;
-// Of the draws that complete factors, apart from those of small seeds.
-constexpr int64_t kCompletionSeed = 0x7475636b6572;
-
-double energy(const at::Tensor& X) {
-  const double norm = frobenius_norm(X);
-  return norm * norm;
-}
-
-// All left singular vectors of an unfolding, with the squares of their values: descending, doubles.
-struct Spectrum {
-  at::Tensor squares, vectors;
-};
-
-Spectrum of_svd(const at::Tensor& A) {
-  const auto [U, S, Vh] = at::linalg_svd(A, /*full_matrices=*/false);
-  return {S.to(at::kDouble).square(), U};
-}
-
-// From the n x n factor R of the unfolding's adjoint, block of columns by block: accurate to u of the values.
-Spectrum spectrum_by_qr(const at::Tensor& X, int64_t mode) {
-  at::Tensor R;
-  for_unfolding_blocks(X, mode, X.scalar_type(), [&](const at::Tensor& columns) {
-    const auto rows = materialized_adjoint(columns);
-    R = std::get<1>(at::linalg_qr(R.defined() ? at::cat({R, rows}) : rows, "r"));
-  });
-  return of_svd(R.mH());
-}
-
-Spectrum spectrum_by_gram(const at::Tensor& X, int64_t mode) {
-  const auto type = double_type(X);
-  const int64_t n = X.size(mode);
-  auto G = at::zeros({n, n}, X.options().dtype(type));
-  for_unfolding_blocks(X, mode, type, [&](const at::Tensor& columns) { G.addmm_(columns, columns.mH()); });
-  auto [values, vectors] = at::linalg_eigh(G);
-  return {values.clamp_min(0).flip(0), vectors.flip(1).to(X.scalar_type())};
-}
-
-// Of at least `rank` orthonormal columns: what the unfolding lacks is drawn at random.
-at::Tensor completed(const at::Tensor& U, int64_t rank) {
-  if (U.size(1) >= rank) return U;
-  int64_t drawn = 0;
-  const auto more = gaussian(U.size(0), rank - U.size(1), kCompletionSeed, 0, U.options());
-  return at::cat({U, orthonormal_beside(U, more, drawn)}, 1);
-}
-
-// `needed`: how small the squares are, relative to the sum of all, that have to be right; nothing: those of the rank.
-Spectrum spectrum(const at::Tensor& X, int64_t mode, int64_t rank, std::optional<double> needed) {
-  const int64_t n = X.size(mode), others = X.numel() / n;
-  if (n >= others) {
-    // Tall: the small side decides.
-    const auto [Q, R] = at::linalg_qr(unfolding(X, mode));
-    const auto small = of_svd(R);
-    return {small.squares, completed(at::mm(Q, small.vectors), rank)};
-  }
-  const double noise = kSquaresNoise * unit_roundoff(double_type(X));
-  if (needed && *needed < noise) return spectrum_by_qr(X, mode);
-  auto found = spectrum_by_gram(X, mode);
-  if (!needed && found.squares[rank - 1].item<double>() < noise * found.squares[0].item<double>())
-    return spectrum_by_qr(X, mode);
-  return found;
-}
 
 // The least rank whose tail is within `allowed`, and that tail.
 std::pair<int64_t, double> least_rank(const at::Tensor& squares, double allowed) {
@@ -144,6 +72,13 @@ std::vector<size_t> cheapest_order(const at::Tensor& X, const std::vector<int64_
   return order;
 }
 
+// The same where nothing is known of what will be left.
+std::vector<size_t> order_of_halves(const at::Tensor& X, const std::vector<int64_t>& modes) {
+  std::vector<int64_t> left;
+  for (const int64_t mode : modes) left.push_back(X.size(mode) / 2);
+  return cheapest_order(X, modes, left);
+}
+
 // ---- sketches ----
 
 at::Tensor sketch(const at::Tensor& X, int64_t mode, int64_t width, int64_t seed, int64_t drawn) {
@@ -169,19 +104,18 @@ void compress(Reduced& reduced, const TuckerOptions& options, int64_t power_iter
 }
 
 // Sketches that grow until a fresh one shows that what they miss is within `allowed`; a mode that would need a wide one
-// is left as it is.
-void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
-  std::vector<int64_t> sizes;
-  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
+// is left as it is. How much of it was made use of.
+double compress_to(Reduced& reduced, const TuckerOptions& options, double allowed) {
+  double lost = 0;
   const double share = allowed / static_cast<double>(options.modes.size());
-  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+  for (const size_t i : order_of_halves(reduced.X, options.modes)) {
     const int64_t mode = options.modes[i], n = reduced.X.size(mode), others = reduced.X.numel() / n;
     const int64_t most = std::min(static_cast<int64_t>(kMostSketched * static_cast<double>(n)), others - 1);
     auto Q = at::empty({n, 0}, reduced.X.options());
     bool enough = false;
     int64_t drawn = 0, completed = 0;
     while (Q.size(1) < most) {
-      const int64_t width = std::max(kFirstWidth, Q.size(1) / 2);
+      const int64_t width = std::max({kFirstWidth, n / kFirstShare, Q.size(1) / 2});
       auto Y = sketch(reduced.X, mode, width, options.seed + static_cast<int64_t>(i), drawn);
       drawn += width;
       if (Q.size(1)) Y = at::addmm(Y, Q, at::mm(Q.mH(), Y), 1, -1);
@@ -190,8 +124,11 @@ void compress_to(Reduced& reduced, const TuckerOptions& options, double allowed)
       if (enough) break;
       Q = Q.size(1) ? at::cat({Q, orthonormal_beside(Q, Y, completed)}, 1) : orthonormalize(Y);
     }
-    if (enough) reduced.multiply(i, mode, Q);
+    if (!enough) continue;
+    reduced.multiply(i, mode, Q);
+    lost += share;
   }
+  return lost;
 }
 
 // ---- ST-HOSVD ----
@@ -207,9 +144,7 @@ void truncate(Reduced& reduced, const TuckerOptions& options) {
 // What one mode leaves of its share of the allowed energy goes to the others.
 void truncate_to(Reduced& reduced, const TuckerOptions& options, double allowed, double total) {
   double left = static_cast<double>(options.modes.size());
-  std::vector<int64_t> sizes;
-  for (const int64_t mode : options.modes) sizes.push_back(reduced.X.size(mode) / 2);
-  for (const size_t i : cheapest_order(reduced.X, options.modes, sizes)) {
+  for (const size_t i : order_of_halves(reduced.X, options.modes)) {
     const int64_t mode = options.modes[i];
     const double share = allowed / left--;
     const auto [squares, vectors] = spectrum(reduced.X, mode, 1, share / total);
@@ -221,26 +156,6 @@ void truncate_to(Reduced& reduced, const TuckerOptions& options, double allowed,
 }
 
 // ---- sweeps ----
-
-// An orthonormal basis of the r leading left singular vectors of the n x m matrix Y, from one of nearly the same span.
-at::Tensor leading_vectors(const at::Tensor& Y, const at::Tensor& U) {
-  const int64_t n = Y.size(0), m = Y.size(1), r = U.size(1);
-  if (n <= kDense || m <= r || static_cast<double>(r) > kDenseShare * static_cast<double>(n)) {
-    const auto square = m > n ? std::get<1>(at::linalg_qr(Y.mH(), "r")).mH() : Y;
-    return completed(of_svd(square).vectors, r).narrow(1, 0, r).contiguous();
-  }
-  auto Q = U;
-  double captured = 0;
-  const double all = energy(Y);
-  for (int step = 0; step < kMostSteps; ++step) {
-    // Orthonormal in between: products with YYᴴ would square the range of singular values.
-    const auto rows = at::mm(Y.mH(), Q);
-    const double before = std::exchange(captured, energy(rows));
-    if (step > 0 && captured - before <= kStepGain * (all - captured)) break;
-    Q = orthonormalize(at::mm(Y, orthonormalize(rows)));
-  }
-  return Q;
-}
 
 class Sweep {
  public:
@@ -257,7 +172,7 @@ class Sweep {
     if (last - first == 1) {
       auto& U = factors_[first];
       const int64_t mode = modes_[first];
-      if (U.size(1) < U.size(0)) U = leading_vectors(unfolding(X, mode), U);
+      if (U.size(1) < U.size(0)) U = leading_vectors(X, mode, U);
       core_ = mode_product(X, mode, materialized_adjoint(U));
       return;
     }
@@ -284,64 +199,12 @@ class Sweep {
 
 // ---- the result ----
 
-// The same tensor with an all-orthogonal core and fixed signs.
-void canonical(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors) {
-  for (size_t i = 0; i < modes.size(); ++i) {
-    const auto rotation = spectrum(core, modes[i], core.size(modes[i]), 0.0).vectors;
-    core = mode_product(core, modes[i], materialized_adjoint(rotation));
-    factors[i] = at::mm(factors[i], rotation);
-  }
-  for (size_t i = 0; i < modes.size(); ++i) {
-    const auto phases = column_phases(factors[i]).view({-1});
-    factors[i] = polish(factors[i] * phases.conj());
-    core = mode_product(core, modes[i], at::diag(phases.resolve_conj()));
-  }
-}
-
 // Where nothing was to be done, the factor is the identity.
 std::vector<at::Tensor> with_identities(std::vector<at::Tensor> factors, const std::vector<int64_t>& modes,
                                         const at::Tensor& X) {
   for (size_t i = 0; i < modes.size(); ++i)
     if (!factors[i].defined()) factors[i] = at::eye(X.size(modes[i]), X.options());
   return factors;
-}
-
-// Sweeps until one gains next to nothing; the core of the last one, or nothing where none was allowed.
-struct Sweeps {
-  std::vector<double> errors;
-  bool converged = false;
-};
-Sweeps sweep_to_the_end(const at::Tensor& X, double total, const std::vector<int64_t>& modes, at::Tensor& core,
-                        std::vector<at::Tensor>& factors, int64_t most) {
-  Sweeps done;
-  double captured = energy(core);
-  for (int64_t i = 0; i < most && !done.converged; ++i) {
-    core = tucker_sweep(X, modes, factors);
-    const double before = std::exchange(captured, energy(core)), rest = std::max(total - captured, 0.0);
-    done.errors.push_back(std::sqrt(rest));
-    // To the first order, errors fall by half as much of themselves as their squares do.
-    done.converged = captured - before <= std::max(2 * kSweepGain * rest, kSweepNoise * unit_roundoff(X) * total);
-  }
-  return done;
-}
-
-// Drops slices of the all-orthogonal core that the allowed energy covers, the smallest first.
-void drop_slices(at::Tensor& core, const std::vector<int64_t>& modes, std::vector<at::Tensor>& factors,
-                 double allowed) {
-  for (;;) {
-    size_t best = modes.size();
-    double least = allowed;
-    for (size_t i = 0; i < modes.size(); ++i) {
-      const int64_t r = core.size(modes[i]);
-      const double lost = r > 1 ? energy(core.select(modes[i], r - 1)) : INFINITY;
-      if (lost <= least) std::tie(best, least) = std::pair(i, lost);
-    }
-    if (best == modes.size()) return;
-    const int64_t r = core.size(modes[best]) - 1;
-    core = core.narrow(modes[best], 0, r).contiguous();
-    factors[best] = factors[best].narrow(1, 0, r).contiguous();
-    allowed -= least;
-  }
 }
 
 struct Fit {
@@ -359,7 +222,8 @@ Fit fit_ranks(const at::Tensor& X, const TuckerOptions& options, double total) {
   Fit fit{reduced.X, with_identities(reduced.factors, modes, X), {}};
   const double start = std::sqrt(std::max(total - energy(fit.core), 0.0));
   if (options.method == TuckerMethod::kAlternating)
-    fit.sweeps = sweep_to_the_end(X, total, modes, fit.core, fit.factors, options.most_sweeps);
+    fit.sweeps = sweep_to_the_end([&] { return tucker_sweep(X, modes, fit.factors); }, fit.core, total,
+                                  options.most_sweeps, kSweepGain);
   else
     fit.sweeps.converged = true;
   fit.sweeps.errors.insert(fit.sweeps.errors.begin(), start);
@@ -370,10 +234,7 @@ Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double tota
   const auto& modes = options.modes;
   Reduced outer{X, std::vector<at::Tensor>(modes.size())};
   const double missed = kSketchShare * allowed, noise = kSketchNoise * unit_roundoff(X);
-  if (options.method != TuckerMethod::kSequential && missed > noise * noise * total) {
-    compress_to(outer, options, missed);
-    allowed -= missed;
-  }
+  if (missed > noise * noise * total) allowed -= compress_to(outer, options, missed);
   Reduced inner{outer.X, std::vector<at::Tensor>(modes.size())};
   truncate_to(inner, options, allowed, total);
   Fit fit{inner.X, with_identities(inner.factors, modes, outer.X), {}};
@@ -381,7 +242,8 @@ Fit fit_tolerance(const at::Tensor& X, const TuckerOptions& options, double tota
   fit.sweeps.converged = true;
   if (options.method == TuckerMethod::kAlternating && options.most_sweeps > 0) {
     const double rest = energy(outer.X);
-    const auto done = sweep_to_the_end(outer.X, rest, modes, fit.core, fit.factors, options.most_sweeps);
+    const auto done = sweep_to_the_end([&] { return tucker_sweep(outer.X, modes, fit.factors); }, fit.core, rest,
+                                       options.most_sweeps, kToleranceGain);
     for (const double error : done.errors)
       fit.sweeps.errors.push_back(std::sqrt(error * error + std::max(total - rest, 0.0)));
     canonical(fit.core, modes, fit.factors);
@@ -401,15 +263,6 @@ Tucker finished(const at::Tensor& X, const TuckerOptions& options, Fit fit, doub
                            : tucker_residual(X, options.modes, fit.core, fit.factors);
   Tucker result{fit.core, fit.factors, norm, error, fit.sweeps.errors, fit.sweeps.converged};
   result.errors.back() = error;
-  return result;
-}
-
-Tucker unscaled(Tucker result, int exponent) {
-  const double unit = std::ldexp(1.0, -exponent);
-  result.core = scaled(result.core, -exponent);
-  result.norm *= unit;
-  result.error *= unit;
-  for (double& error : result.errors) error *= unit;
   return result;
 }
 

@@ -162,6 +162,14 @@ def tucker(
     most_sweeps: int,
     seed: int,
 ) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]: ...
+def sparse_tucker(
+    indices: Tensor,
+    values: Tensor,
+    sizes: list[int],
+    ranks: list[int],
+    most_sweeps: int,
+    seed: int,
+) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]: ...
 def tucker_sweep(
     X: Tensor, modes: list[int], factors: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]: ...

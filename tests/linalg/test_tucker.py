@@ -466,3 +466,114 @@ def test_a_gpu_finds_the_same(method):
     other = la.tucker(X.cuda(), 6, method=method, seed=0)
     assert other.core.is_cuda
     assert other.info.error == pytest.approx(one.info.error, rel=1e-10)
+
+
+def sparse(shape, share, dtype=torch.float64, seed=0):
+    """A tensor most of whose entries are zero, dense and sparse."""
+    kept = la.random_matrix(math.prod(shape), 1, kind="uniform", seed=seed + 50).reshape(shape)
+    dense = torch.where(kept < share, normal(shape, dtype, seed), 0)
+    return dense, dense.to_sparse_coo()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "ranks"),
+    [((40, 30, 20), (3, 4, 5)), ((200, 15), (4, 4)), ((9, 8, 7, 6), (2, 3, 2, 1))],
+)
+def test_sparse_is_dense(shape, ranks, dtype):
+    dense, coo = sparse(shape, 0.1, dtype)
+    T, D = (la.tucker(X, ranks, max_sweeps=2000, seed=0) for X in (coo, dense))
+    assert T.shape == shape
+    assert T.ranks == ranks
+    assert T.core.dtype == dtype
+    # Sweeps end at 0.01 % of the error, from other starts, perhaps in other minima.
+    assert T.info.error == pytest.approx(D.info.error, rel=2e-2)
+    assert T.info.error == pytest.approx(distance(T, dense), rel=1e-4)
+    for F in T.factors:
+        assert orthonormality_error(F) <= 10
+    for before, after in itertools.pairwise(T.info.history):
+        assert after <= before * (1 + 1e3 * unit_roundoff(dense))
+
+
+def test_a_sparse_sweep_is_a_dense_one():
+    dense, coo = sparse((30, 25, 20), 0.2)
+    for sweeps in (1, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", la.ConvergenceWarning)
+            T = la.tucker(coo, (2, 3, 4), max_sweeps=sweeps, seed=0)
+        core = dense
+        for mode, F in enumerate(T.factors):
+            core = torch.movedim(torch.tensordot(F.mH, core, ([1], [mode])), 0, mode)
+        # Sums of 15000 products.
+        torch.testing.assert_close(T.core, core, rtol=0, atol=1e3 * 2.0**-53 * float(dense.norm()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_of_exact_rank(dtype):
+    # Blocks of ones: rank 3 in every mode, most entries zero.
+    X = torch.zeros(30, 40, 50, dtype=dtype)
+    X[:5, :6, :7], X[5:9, 6:20, 7:9], X[20:, 30:, 40:] = 1.0, 2.0, -3.0
+    T = la.tucker(X.to_sparse(), 3, seed=0)
+    assert distance(T, X) <= rounding(X)
+    # All that ‖X‖² − ‖core‖² can say.
+    assert T.info.relative_error == pytest.approx(math.sqrt(unit_roundoff(X)), rel=10)
+    again = la.tucker(X.to_sparse(), 3, seed=0)
+    assert torch.equal(again.core, T.core)
+
+
+def test_sparse_kinds():
+    import scipy.sparse
+
+    dense, coo = sparse((20, 30), 0.2)
+    T = la.tucker(coo, 3, seed=0)
+    csr = la.tucker(dense.to_sparse_csr(), 3, seed=0)
+    assert torch.equal(csr.core, T.core)
+    for matrix in (scipy.sparse.csr_array(dense.numpy()), scipy.sparse.coo_matrix(dense.numpy())):
+        N = la.tucker(matrix, 3, seed=0)
+        assert isinstance(N.core, np.ndarray)
+        assert np.array_equal(N.core, T.core.numpy())
+    indices, values = coo.indices(), coo.values()
+    halves = torch.sparse_coo_tensor(
+        torch.cat([indices, indices], 1), torch.cat([values, values]) / 2, (20, 30)
+    )
+    assert torch.equal(la.tucker(halves, 3, seed=0).core, T.core)
+    scaled = la.tucker(coo * 2.0**600, 3, seed=0)
+    assert torch.equal(scaled.core, T.core * 2.0**600)
+    assert scaled.info.error == T.info.error * 2.0**600
+    empty = la.tucker(torch.zeros(4, 5, 6).to_sparse(), (1, 2, 3))
+    assert empty.ranks == (1, 2, 3)
+    assert empty.info.error == 0
+    assert not empty.full().any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"ranks": 9}, ValueError, "at most the size of the mode, 4 for mode 0"),
+        ({"tol": 0.1}, ValueError, "a sparse X takes ranks"),
+        ({"ranks": 1, "modes": (0,)}, ValueError, "a sparse X takes ranks"),
+        ({"ranks": 1, "method": "st_hosvd"}, ValueError, 'method="hooi"'),
+        ({}, ValueError, "ranks or tol"),
+    ],
+)
+def test_bad_sparse_arguments(arguments, error, message):
+    with pytest.raises(error, match=message) as raised:
+        la.tucker(sparse((4, 5, 6), 0.5)[1], **arguments)
+    assert str(raised.value).startswith("tucker: ")
+
+
+def test_bad_sparse_tensors():
+    _, coo = sparse((4, 5, 6), 0.5)
+    coo = coo.coalesce()
+    coo.values()[3] = math.nan
+    place = tuple(coo.indices()[:, 3].tolist())
+    with pytest.raises(ValueError, match="X must be finite, got nan") as raised:
+        la.tucker(coo, 1)
+    assert str(place) in str(raised.value)
+    with pytest.raises(TypeError, match="a sparse X must be real"):
+        la.tucker(normal((4, 5), torch.complex64).to_sparse(), 1)
+    with pytest.raises(ValueError, match="no dense dimensions"):
+        la.tucker(normal((4, 5, 6)).to_sparse(2), 1)
+    outside = torch.sparse_coo_tensor([[0, 1], [2, 7]], [1.0, 2.0], (4, 5), check_invariants=False)
+    with pytest.raises(ValueError, match="from 0 to 4 along mode 1, got 7"):
+        la.tucker(outside, 1)

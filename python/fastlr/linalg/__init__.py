@@ -2,6 +2,8 @@
 
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
+from fastlr.linalg.chebyshev_decomposition import chebyshev_tucker
+from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, ChebyshevTuckerInfo
 from fastlr.linalg.completion import (
     Completion,
     CompletionHistory,
@@ -89,6 +91,8 @@ __all__ = [
     "CURResult",
     "CURSearchInfo",
     "CURSearchResult",
+    "ChebyshevTucker",
+    "ChebyshevTuckerInfo",
     "Completion",
     "CompletionHistory",
     "CompletionInfo",
@@ -144,6 +148,7 @@ __all__ = [
     "WeightedLowRank",
     "WeightedLowRankInfo",
     "bilinear_lstsq",
+    "chebyshev_tucker",
     "cluster_matrices",
     "complete",
     "cp",

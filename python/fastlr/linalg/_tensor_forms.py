@@ -52,16 +52,6 @@ def entry_columns(
     ]
 
 
-def as_mode(mode: Any, dimensions: int, caller: str) -> int:
-    """A mode, counted from the front."""
-    index = as_integer(mode, caller, "mode")
-    if not -dimensions <= index < dimensions:
-        raise ValueError(
-            f"{caller}: mode must be from {-dimensions} to {dimensions - 1}, got {index}"
-        )
-    return index % dimensions
-
-
 def mode_matrix(A: Any, n: int, like: Tensor, caller: str, *, numpy: bool) -> Tensor:
     """A matrix (p, n) or a vector (n,) that fibres of length n are multiplied by."""
     if isinstance(A, Tensor) is numpy:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlr.linalg._arguments import as_axis
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
 from fastlr.linalg._cp_steps import khatri_rao
 from fastlr.linalg._state import State
 from fastlr.linalg._tensor_forms import (
     as_divisor,
-    as_mode,
     as_scale,
     check_same,
     entry_columns,
@@ -355,7 +355,7 @@ class CPTensor(State):
             NumPy and torch mixed.
         """
         caller = "CPTensor.mode_dot"
-        place = as_mode(mode, self.ndim, caller)
+        place = as_axis(mode, self.ndim, caller, "mode")
         F = self._factors[place]
         matrix = mode_matrix(A, len(F), F, caller, numpy=self._numpy)
         factors = list(self._factors)

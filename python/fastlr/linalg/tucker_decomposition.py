@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
-from fastlr.linalg._arrays import adapt
+from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
+from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
+from fastlr.linalg._sources import is_scipy_sparse
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -44,8 +46,9 @@ def tucker(
     ----------
     X : array or Tensor, shape (\\*batch, n₀, …, n_{d-1})
         Real or complex, d + batch of at least 2. float16 and bfloat16 are computed in float32,
-        integers in the default float type. Any strides: a permuted view costs no copy. Never
-        written to.
+        integers in the default float type. Any strides: a permuted view costs no copy. Or sparse,
+        real and on the CPU: of torch (COO, or CSR for a matrix) or SciPy; with `ranks` and "hooi",
+        for all modes. Never written to.
     ranks : int or sequence of int, optional
         Sizes of the core: one for all modes, or one for each of `modes`; at least 1 and at most the
         size of the mode. With `tol`, the largest ones that are tried.
@@ -56,7 +59,8 @@ def tucker(
         "hooi": alternating least squares over the factors, from the start that "randomized" makes.
         "st_hosvd": one mode after the other is cut to its leading singular vectors; error at most
         √d times the best one. "randomized": the same of a tensor that random sketches have made
-        small, with one step of subspace iteration for given ranks.
+        small, with one step of subspace iteration. With `tol`, the last two are the same: sketches
+        where they are narrow enough to pay.
     modes : sequence of int, optional
         Those that get a factor; the others stay as they are (their factor is None). All if None.
         They are counted without the batch; negative ones count from the end.
@@ -85,7 +89,8 @@ def tucker(
         for a batch or with a mask; a mask of another shape, or without any observed entry; an entry
         that is not finite (its index is named).
     TypeError
-        A sparse X, a mask that is not boolean, numbers of the wrong type.
+        A sparse X that is complex or on a GPU, a mask that is not boolean, numbers of the wrong
+        type.
 
     Warns
     -----
@@ -115,6 +120,10 @@ def tucker(
     the error of the known ones in each sweep (an EM iteration). Where few entries are known it
     takes hundreds.
 
+    Sparse X is never made dense: a sweep takes 2·d flops for each entry and each product of the
+    other modes' ranks, from random factors; their rows are n × that product in memory.
+    ``info.error`` is then √(‖X‖² − ‖core‖²), or √u·‖X‖ where that cancels.
+
     Not differentiable.
 
     Sources: Vannieuwenhoven, Vandebril, Meerbergen, "A new truncation strategy for the higher-order
@@ -129,11 +138,19 @@ def tucker(
     >>> i = torch.arange(30.0, dtype=torch.float64)
     >>> X = 1 / (1 + i[:, None, None] + i[:, None] + i)
     >>> T = la.tucker(X, tol=1e-6, seed=0)
-    >>> T.ranks, T.info.relative_error < 1e-6, T.size / X.numel() < 0.04
-    ((6, 6, 6), True, True)
+    >>> T.ranks, T.info.relative_error < 1e-6, T.size / X.numel() < 0.05
+    ((8, 8, 8), True, True)
     >>> bool((T.full() - X).norm() <= 1e-6 * X.norm())
     True
     """
+    sparse = _open_sparse(X)
+    if sparse is not None:
+        if (method, tol, modes, mask, batch_dims) != ("hooi", None, None, None, 0):
+            raise ValueError(
+                f'{_CALLER}: a sparse X takes ranks, max_sweeps and seed with method="hooi" alone'
+            )
+        most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
+        return _of_sparse(sparse, ranks, most, as_seed(seed, _CALLER))
     adapted = adapt(X, _CALLER, "X", batched=True, complex_=True)
     tensor = adapted.tensor.detach()
     batch = at_least(batch_dims, 0, _CALLER, "batch_dims")
@@ -189,6 +206,79 @@ def tucker(
     )
 
 
+@dataclass(frozen=True)
+class _Sparse:
+    """Entries of a tensor, no place twice, and the way back."""
+
+    indices: Tensor  # (d, entries)
+    values: Tensor
+    sizes: list[int]
+    numpy: bool
+    dtype: torch.dtype
+
+
+def _open_sparse(X: Any) -> _Sparse | None:
+    """The entries of a sparse tensor of torch or SciPy; None for others."""
+    if isinstance(X, Tensor) and X.layout != torch.strided:
+        if X.layout == torch.sparse_coo and X.dense_dim():
+            raise ValueError(f"{_CALLER}: a sparse X must have no dense dimensions")
+        tensor, numpy = X.detach().to_sparse(layout=torch.sparse_coo), False
+    elif is_scipy_sparse(X):
+        entries = X.tocoo()
+        coords = getattr(entries, "coords", None) or (entries.row, entries.col)
+        indices = torch.from_numpy(np.stack([np.asarray(c, dtype=np.int64) for c in coords]))
+        values = as_tensor(entries.data)
+        tensor = torch.sparse_coo_tensor(indices, values, X.shape, check_invariants=True)
+        numpy = True
+    else:
+        return None
+    promoted = torch.float64 if numpy else torch.get_default_dtype()
+    dtype, computed = computed_dtype(tensor.dtype, promoted, _CALLER, "X")
+    if computed.is_complex or tensor.device.type != "cpu":
+        raise TypeError(f"{_CALLER}: a sparse X must be real and on the CPU, got {X.dtype}")
+    if tensor.dim() < 2:
+        raise ValueError(
+            f"{_CALLER}: X must have at least 2 dimensions, got shape {tuple(X.shape)}"
+        )
+    _check_places(tensor)
+    tensor = tensor.to(computed).coalesce()
+    values = tensor.values()
+    bad = torch.nonzero(~torch.isfinite(values))
+    if len(bad):
+        place, value = tensor.indices()[:, bad[0, 0]], values[bad[0, 0]].item()
+        raise ValueError(
+            f"{_CALLER}: X must be finite, got {value} at index {tuple(place.tolist())}"
+        )
+    return _Sparse(tensor.indices(), values, list(tensor.shape), numpy, dtype)
+
+
+def _check_places(X: Tensor) -> None:
+    """Refuse indices outside the tensor, which torch does not look at by default."""
+    indices = X._indices()
+    for mode, n in enumerate(X.shape):
+        bad = torch.nonzero((indices[mode] < 0) | (indices[mode] >= n))
+        if len(bad):
+            raise ValueError(
+                f"{_CALLER}: indices of X must be from 0 to {n - 1} along mode {mode}, got "
+                f"{int(indices[mode, bad[0, 0]])}"
+            )
+
+
+def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
+    wanted = _ranks(ranks, list(range(len(X.sizes))), X.sizes, None)
+    if not bool(X.values.any()):
+        nothing = X.values.new_zeros(()).expand(X.sizes)
+        core, factors, _ = _of_nothing(nothing, 0, list(range(len(wanted))), wanted)
+        norm, error, history, converged = 0.0, 0.0, [0.0], True
+    else:
+        core, factors, norm, error, history, converged = _core.sparse_tucker(
+            X.indices, X.values, X.sizes, wanted, most, seed
+        )
+    _warn(converged, most, None, error)
+    told = ("hooi", error, norm, history, len(history) - 1, converged)
+    return TuckerTensor._made(core, [*factors], X.numpy, X.dtype, 0, told)
+
+
 def _steps(histories: Sequence[list[float]]) -> list[list[float]]:
     """For every sweep the errors of a batch: the last one of those that had ended."""
     length = max(map(len, histories), default=1)
@@ -204,7 +294,7 @@ def _memory_order(X: Tensor, batch: int) -> list[int]:
 def _of_nothing(
     X: Tensor, batch: int, modes: list[int], ranks: list[int]
 ) -> tuple[Tensor, list[Tensor], list[Any]]:
-    """A tensor without entries: a core of zeros."""
+    """A tensor without entries, or of zeros: a core of zeros."""
     sizes, factors = list(X.shape), []
     for mode, r in zip(modes, ranks, strict=True):
         sizes[batch + mode] = r
@@ -218,16 +308,15 @@ def _masked(
 ) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]:
     """Sweeps over the known entries and what the last factors say of the others."""
     known = torch.where(observed, X, 0)
-    norm = float(torch.linalg.vector_norm(known, dtype=_norm_dtype(X)))
-    core, factors, *_ = _core.tucker(known, modes, ranks, None, "randomized", 0, seed)
+    core, factors, norm, *_ = _core.tucker(known, modes, ranks, None, "randomized", 0, seed)
+    wide = torch.complex128 if X.is_complex() else torch.float64
     errors: list[float] = []
     converged = False
     while True:
-        model = core
-        for mode, F in zip(modes, factors, strict=True):
-            model = torch.movedim(torch.tensordot(F, model, dims=([1], [mode])), 0, mode)
+        of_modes = dict(zip(modes, factors, strict=True))
+        model = TuckerTensor(core, [of_modes.get(mode) for mode in range(X.dim())]).full()
         filled = torch.where(observed, known, model)
-        errors.append(float(torch.linalg.vector_norm(filled - model, dtype=_norm_dtype(X))))
+        errors.append(float(torch.linalg.vector_norm(filled - model, dtype=wide)))
         if len(errors) > 1:
             floor = 8 * torch.finfo(X.dtype).eps * norm
             gain = errors[-2] - errors[-1]
@@ -235,10 +324,6 @@ def _masked(
         if converged or len(errors) > most:
             return core, factors, norm, errors[-1], errors, converged
         core, factors = _core.tucker_sweep(filled, modes, factors)
-
-
-def _norm_dtype(X: Tensor) -> torch.dtype:
-    return torch.complex128 if X.is_complex() else torch.float64
 
 
 def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
@@ -260,13 +345,7 @@ def _modes(modes: Any, dimensions: int) -> list[int]:
         return list(range(dimensions))
     if not isinstance(modes, Sequence) or isinstance(modes, str):
         raise TypeError(f"{_CALLER}: modes must be a sequence of integers, got {modes!r}")
-    chosen = [as_integer(mode, _CALLER, "modes") for mode in modes]
-    for mode in chosen:
-        if not -dimensions <= mode < dimensions:
-            raise ValueError(
-                f"{_CALLER}: modes must be from {-dimensions} to {dimensions - 1}, got {mode}"
-            )
-    chosen = [mode % dimensions for mode in chosen]
+    chosen = [as_axis(mode, dimensions, _CALLER, "modes") for mode in modes]
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"{_CALLER}: modes must be different, got {list(modes)}")
     return chosen
@@ -290,14 +369,7 @@ def _ranks(ranks: Any, modes: list[int], sizes: list[int], tol: float | None) ->
 def _mask(mask: Any, X: Tensor, method: str, tol: float | None, batch: int) -> Tensor | None:
     if mask is None:
         return None
-    observed = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    if observed.dtype != torch.bool:
-        raise TypeError(f"{_CALLER}: mask must be boolean, got {observed.dtype}")
-    if observed.shape != X.shape:
-        raise ValueError(
-            f"{_CALLER}: mask must have the shape of X, {tuple(X.shape)}, got "
-            f"{tuple(observed.shape)}"
-        )
+    observed = as_mask(mask, X, _CALLER, "X")
     if method != "hooi" or tol is not None or batch:
         raise ValueError(
             f'{_CALLER}: mask takes ranks, method="hooi" and one tensor, got method={method!r}, '
@@ -305,8 +377,8 @@ def _mask(mask: Any, X: Tensor, method: str, tol: float | None, batch: int) -> T
         )
     if not bool(observed.any()):
         raise ValueError(f"{_CALLER}: mask must have an observed entry, got none")
-    bad = torch.nonzero(observed.to(X.device) & ~torch.isfinite(X))
+    bad = torch.nonzero(observed & ~torch.isfinite(X))
     if len(bad):
         index = tuple(bad[0].tolist())
         raise ValueError(f"{_CALLER}: X must be finite, got {X[index].item()} at index {index}")
-    return observed.to(X.device)
+    return observed

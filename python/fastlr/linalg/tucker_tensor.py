@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import as_real, at_least
+from fastlr.linalg._arguments import as_axis, as_tolerance, at_least
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
 from fastlr.linalg._state import State
 from fastlr.linalg._tensor_forms import (
     as_divisor,
-    as_mode,
     as_scale,
     check_same,
     entry_columns,
@@ -277,24 +276,17 @@ class TuckerTensor(State):
         columns = entry_columns(indices, sizes, caller, self._core.device)
         step = max(_BLOCK // max(math.prod(self.ranks), 1), 1)
         parts = [
-            self._entries([column[first : first + step] for column in columns])
+            contracted(
+                self._core,
+                self._batch,
+                [
+                    self._matrix(mode).index_select(-2, column[first : first + step])
+                    for mode, column in enumerate(columns)
+                ],
+            )
             for first in range(0, max(len(columns[0]), 1), step)
         ]
         return self._given(torch.cat(parts, -1))
-
-    def _entries(self, columns: list[Tensor]) -> Tensor:
-        # A matrix product with the last factor's rows, then ever smaller sums for each entry.
-        batch = self._core.shape[: self._batch]
-        count = len(columns[0])
-        values = _flat_rows(self._core, self._batch, len(self.ranks) - 1)
-        rows = _rows(self._factors[-1], columns[-1], self.ranks[-1], self._core)
-        values = (values @ rows.mT).mT  # (*batch, count, everything else)
-        for mode in range(len(columns) - 2, -1, -1):
-            rows = _rows(self._factors[mode], columns[mode], self.ranks[mode], self._core)
-            others = math.prod(self.ranks[:mode])
-            values = values.reshape(*batch, count, others, self.ranks[mode])
-            values = (values @ rows.unsqueeze(-1)).squeeze(-1)
-        return values.reshape(*batch, count)
 
     def __getitem__(self, index: Any) -> Any:
         """Return a part, in Tucker form; a scalar array where every dimension has an integer.
@@ -387,7 +379,7 @@ class TuckerTensor(State):
         """
         caller = "TuckerTensor.mode_dot"
         d = len(self._factors)
-        index = as_mode(mode, d, caller)
+        index = as_axis(mode, d, caller, "mode")
         n = self.shape[self._batch + index]
         matrix = mode_matrix(A, n, self._core, caller, numpy=self._numpy)
         vector = matrix.dim() == 1
@@ -547,9 +539,7 @@ def checked_tol(tol: Any, batch: int, caller: str) -> float | None:
     """A relative tolerance, for one tensor."""
     if tol is None:
         return None
-    number = as_real(tol, caller, "tol")
-    if not 0 < number < 1:
-        raise ValueError(f"{caller}: tol must be between 0 and 1, got {number:g}")
+    number = as_tolerance(tol, caller)
     if batch:
         raise ValueError(f"{caller}: tol takes one tensor, since ranks differ within a batch")
     return number
@@ -623,13 +613,14 @@ def _times(core: Tensor, batch: int, mode: int, A: Tensor | None) -> Tensor:
     return product.reshape(*lead, *sizes[:mode], A.shape[-2], *sizes[mode + 1 :])
 
 
-def _flat_rows(core: Tensor, batch: int, mode: int) -> Tensor:
-    """The core as a matrix whose columns belong to its last mode."""
+def contracted(core: Tensor, batch: int, rows: Sequence[Tensor]) -> Tensor:
+    """For each of p points, the core times a row for every mode; rows (\\*batch, p, r)."""
     lead, sizes = core.shape[:batch], core.shape[batch:]
-    return core.reshape(*lead, math.prod(sizes[:mode]), sizes[mode])
-
-
-def _rows(F: Tensor | None, index: Tensor, r: int, core: Tensor) -> Tensor:
-    if F is None:
-        return torch.eye(r, dtype=core.dtype, device=core.device)[index]
-    return F.index_select(-2, index)
+    count = rows[0].shape[-2]
+    # A matrix product with the rows of the last mode, then ever smaller sums for each point.
+    flat = core.reshape(*lead, math.prod(sizes[:-1]), sizes[-1])
+    values = rows[-1] @ flat.mT  # (*batch, p, everything else)
+    for mode in range(len(sizes) - 2, -1, -1):
+        values = values.reshape(*lead, count, math.prod(sizes[:mode]), sizes[mode])
+        values = (values @ rows[mode].unsqueeze(-1)).squeeze(-1)
+    return values.reshape(*lead, count)
