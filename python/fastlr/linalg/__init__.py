@@ -12,6 +12,8 @@ from fastlr.linalg.completion import (
     complete,
 )
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
+from fastlr.linalg.cp_decomposition import cp
+from fastlr.linalg.cp_tensor import CPInfo, CPTensor
 from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
@@ -82,6 +84,8 @@ __all__ = [
     "PCA",
     "BilinearInfo",
     "BilinearResult",
+    "CPInfo",
+    "CPTensor",
     "CURIndex",
     "CURInfo",
     "CURResult",
@@ -147,6 +151,7 @@ __all__ = [
     "chebyshev_tucker",
     "cluster_matrices",
     "complete",
+    "cp",
     "cross",
     "cur",
     "estimate_norm",

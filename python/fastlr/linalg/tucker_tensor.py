@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import as_axis, as_integer, as_real, as_tolerance, at_least
+from fastlr.linalg._arguments import as_axis, as_tolerance, at_least
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
-from fastlr.linalg._observed import as_indices
 from fastlr.linalg._state import State
+from fastlr.linalg._tensor_forms import (
+    as_divisor,
+    as_scale,
+    check_same,
+    entry_columns,
+    expanded,
+    mode_matrix,
+    selected,
+)
 
 # Entries that `at` evaluates at a time, times the size of the core.
 _BLOCK = 1 << 22
@@ -264,16 +272,8 @@ class TuckerTensor(State):
         2·Πr flops for each entry, and two more for every smaller core on the way.
         """
         caller = "TuckerTensor.at"
-        places = indices if isinstance(indices, Tensor) else torch.as_tensor(np.asarray(indices))
-        d = len(self._factors)
-        if places.dim() != 2 or places.shape[1] != d:
-            raise ValueError(
-                f"{caller}: indices must have shape (p, {d}), got {tuple(places.shape)}"
-            )
-        columns = [
-            as_indices(places[:, mode], n, caller, f"indices[:, {mode}]").to(self._core.device)
-            for mode, n in enumerate(self.shape[self._batch :])
-        ]
+        sizes = self.shape[self._batch :]
+        columns = entry_columns(indices, sizes, caller, self._core.device)
         step = max(_BLOCK // max(math.prod(self.ranks), 1), 1)
         parts = [
             contracted(
@@ -284,7 +284,7 @@ class TuckerTensor(State):
                     for mode, column in enumerate(columns)
                 ],
             )
-            for first in range(0, max(len(places), 1), step)
+            for first in range(0, max(len(columns[0]), 1), step)
         ]
         return self._given(torch.cat(parts, -1))
 
@@ -303,7 +303,7 @@ class TuckerTensor(State):
         TypeError
             Any other index.
         """
-        parts = _expanded(index, self.ndim)
+        parts = expanded(index, self.ndim, "TuckerTensor")
         core, factors = self._core, list(self._factors)
         batch_index = tuple(parts[: self._batch])
         if batch_index:
@@ -314,12 +314,12 @@ class TuckerTensor(State):
         kept: list[Tensor | None] = []
         for F, part in zip(factors, parts[self._batch :], strict=True):
             if F is None:
-                core = _selected(core, dimension, part)
+                core = selected(core, dimension, part)
             elif isinstance(part, int):
-                row = _selected(F, F.dim() - 2, part).unsqueeze(-2)
+                row = selected(F, F.dim() - 2, part).unsqueeze(-2)
                 core = _times(core, batch, dimension - batch, row).squeeze(dimension)
             else:
-                F = _selected(F, F.dim() - 2, part)
+                F = selected(F, F.dim() - 2, part)
             if not isinstance(part, int):
                 kept.append(F)
                 dimension += 1
@@ -380,15 +380,8 @@ class TuckerTensor(State):
         caller = "TuckerTensor.mode_dot"
         d = len(self._factors)
         index = as_axis(mode, d, caller, "mode")
-        if isinstance(A, Tensor) is self._numpy:
-            raise TypeError(f"{caller}: A must be of the kind of the tensor, NumPy or torch")
-        matrix = A if isinstance(A, Tensor) else as_tensor(np.asarray(A))
         n = self.shape[self._batch + index]
-        if matrix.dim() not in (1, 2) or matrix.shape[-1] != n:
-            raise ValueError(
-                f"{caller}: A must have shape (p, {n}) or ({n},), got {tuple(matrix.shape)}"
-            )
-        matrix = matrix.detach().to(self._core)
+        matrix = mode_matrix(A, n, self._core, caller, numpy=self._numpy)
         vector = matrix.dim() == 1
         rows = matrix[None] if vector else matrix
         F = self._factors[index]
@@ -515,34 +508,21 @@ class TuckerTensor(State):
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> "TuckerTensor":
-        number = as_real(other, "TuckerTensor./", "the divisor")
-        if number == 0:
-            raise ZeroDivisionError("TuckerTensor./: division by zero")
-        return self._like(self._core / number, list(self._factors))
+        return self._like(self._core / as_divisor(other, "TuckerTensor./"), list(self._factors))
 
     def _scaled(self, number: Any, name: str) -> "TuckerTensor":
-        if isinstance(number, complex | np.complexfloating):
-            if not self._core.is_complex():
-                raise TypeError(
-                    f"TuckerTensor.{name}: a real tensor takes a real number, got {number}"
-                )
-            return self._like(self._core * complex(number), list(self._factors))
-        number = as_real(number, f"TuckerTensor.{name}", "the other side")
-        return self._like(self._core * number, list(self._factors))
+        scale = as_scale(number, f"TuckerTensor.{name}", complex_=self._core.is_complex())
+        return self._like(self._core * scale, list(self._factors))
 
     def _check_other(self, other: "TuckerTensor", name: str) -> None:
-        for mine, its, what in (
+        pairs = (
             (self.shape, other.shape, "shape"),
             (self._batch, other._batch, "batch_dims"),
             (self._dtype, other._dtype, "dtype"),
             (self._numpy, other._numpy, "kind of array (NumPy or torch)"),
             (self._core.device, other._core.device, "device"),
-        ):
-            if mine != its:
-                raise ValueError(
-                    f"TuckerTensor.{name}: both tensors must have the same {what}, got {mine} and "
-                    f"{its}"
-                )
+        )
+        check_same(pairs, f"TuckerTensor.{name}")
 
 
 def as_ranks(ranks: Any, count: int, caller: str) -> list[int]:
@@ -644,29 +624,3 @@ def contracted(core: Tensor, batch: int, rows: Sequence[Tensor]) -> Tensor:
         values = values.reshape(*lead, count, math.prod(sizes[:mode]), sizes[mode])
         values = (values @ rows[mode].unsqueeze(-1)).squeeze(-1)
     return values.reshape(*lead, count)
-
-
-def _selected(X: Tensor, dimension: int, part: Any) -> Tensor:
-    if isinstance(part, int):
-        return X.select(dimension, part)
-    places = np.arange(X.shape[dimension])[part]
-    return X.index_select(dimension, torch.as_tensor(places.copy(), device=X.device))
-
-
-def _expanded(index: Any, dimensions: int) -> list[Any]:
-    """An integer or a slice for every dimension."""
-    caller = "TuckerTensor"
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if sum(part is Ellipsis for part in parts) > 1:
-        raise IndexError(f"{caller}: an index can have one Ellipsis, got {index!r}")
-    for place, part in enumerate(parts):
-        if part is not Ellipsis and not isinstance(part, slice):
-            parts[place] = as_integer(part, caller, "an index (other than slices and Ellipsis)")
-    given = sum(part is not Ellipsis for part in parts)
-    if given > dimensions:
-        raise IndexError(f"{caller}: {dimensions} dimensions were indexed by {given} indices")
-    missing = [slice(None)] * (dimensions - given)
-    if Ellipsis in parts:
-        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        return [*parts[:place], *missing, *parts[place + 1 :]]
-    return [*parts, *missing]
