@@ -156,7 +156,9 @@ def plot(path: str) -> None:
         panel.set_ylabel("relative residual")
         panel.set_ylim(1e-16, 3)
         panel.legend(fontsize=8)
-    axes[0, 1].legend(fontsize=8, loc="upper right")
+    # Room for its legend above the curves.
+    axes[0, 1].set_ylim(1e-16, 1e5)
+    axes[0, 1].legend(fontsize=8, loc="upper right", ncols=2)
     axes[0, 0].set_ylim(1e-5, 3)
     figure.savefig(path, dpi=110)
 

@@ -268,6 +268,60 @@ def interpolative(la: Any, repeats: int) -> Iterator[Outcome]:
 
 
 @case
+def complete(la: Any, repeats: int) -> Iterator[Outcome]:
+    """Ratings by alternating least squares, every method of the rows; the floor is k² flops each.
+
+    As many flops of a matrix product as the Gram matrices of all rows and all columns have.
+    """
+    users, items, count, rank, sweeps = 100_000, 20_000, 10_000_000, 32, 4
+    rows, columns = (
+        (la.random_matrix(count, 1, kind="uniform", seed=seed)[:, 0].double() * size)
+        .long()
+        .clamp(max=size - 1)
+        .cuda()
+        for seed, size in ((1, users), (2, items))
+    )
+    U, V = (
+        la.random_matrix(size, 8, seed=seed, device="cuda")
+        for seed, size in ((3, users), (4, items))
+    )
+    values = (U[rows] * V[columns]).sum(1)
+    values += 0.5 * la.random_matrix(count, 1, seed=5, device="cuda")[:, 0]
+    few = (rows < 2000) & (columns < 1000)
+    side = int((2 * sweeps * count * rank**2 / 2) ** (1 / 3))
+    square = la.random_matrix(side, side, seed=6, device="cuda")
+    options: dict[str, Any] = {"method": "als", "ridge": 2.0, "tol": 0, "seed": 0}
+    for solver in ("cholesky", "cg"):
+        one, other = (
+            la.complete(
+                *(part[few].to(device) for part in (rows, columns, values)),
+                (2000, 1000),
+                rank,
+                solver=solver,
+                max_sweeps=3,
+                **options,
+            ).dense()
+            for device in ("cuda", "cpu")
+        )
+        fit = partial(
+            la.complete,
+            *(rows, columns, values, (users, items), rank),
+            solver=solver,
+            max_sweeps=sweeps,
+            **options,
+        )
+        yield Outcome(
+            f"complete, {solver}, 2000×1000, float32: predictions, relative",
+            _relative(one, other),
+            # Conjugate gradients stop by a rule that rounding decides; rows solved exactly differ
+            # by the rounding of three sweeps of problems that the ridge keeps conditioned.
+            (1e-2 if solver == "cg" else 1e4 * 2 * _roundoff(torch.float32)),
+            seconds_of(fit, repeats),
+            seconds_of(partial(torch.mm, square, square), repeats),
+        )
+
+
+@case
 def sparse_linear(la: Any, repeats: int) -> Iterator[Outcome]:
     """Products, expansion and gradients of kept entries; the floor is the dense product."""
     from fastlr.linalg.bit_mask import pack_mask, sparse_expand, sparse_linear

@@ -23,6 +23,7 @@
 #include <torch/csrc/Exceptions.h>
 
 #include "completion.hpp"
+#include "tucker.hpp"
 #include "cur.hpp"
 #include "hermitian.hpp"
 #include "incremental.hpp"
@@ -197,6 +198,7 @@ PYBIND11_MODULE(_core, module) {
       py::arg("A"), py::arg("B"), py::arg("method"), py::arg("sketch"), py::arg("sketch_rows"), py::arg("nonzeros"),
       py::arg("damp"), py::arg("tol"), py::arg("max_iters"), py::arg("seed"), Released());
   fastlr::bindings::define_completion(module);
+  fastlr::bindings::define_tucker(module);
   fastlr::bindings::define_streaming(module);
   module.def("copy_of_plain_lines", &fastlr::bindings::copy_of_plain_lines, py::arg("block"), py::arg("axis"),
              py::arg("dtype"), py::arg("width"), py::arg("most"),

@@ -7,6 +7,8 @@
 #include <limits>
 #include <sstream>
 
+#include "squares.hpp"
+
 namespace fastlr {
 
 namespace {
@@ -88,7 +90,24 @@ at::Tensor scaled(const at::Tensor& A, int exponent) {
   return A * std::ldexp(1.0, half) * std::ldexp(1.0, exponent - half);
 }
 
+namespace {
+
+// Squares of float32 are in range of a double; those of float64 are where their sum is far from both ends.
+constexpr double kLeastSum = 1e-280, kMostSum = 1e280;
+
+double sum_of_squares(const at::Tensor& A) {
+  return A.scalar_type() == at::kFloat ? kernels::sum_of_squares(A.const_data_ptr<float>(), A.numel())
+                                       : kernels::sum_of_squares(A.const_data_ptr<double>(), A.numel());
+}
+
+}  // namespace
+
 double frobenius_norm(const at::Tensor& A) {
+  if (A.is_complex() && !A.is_conj()) return frobenius_norm(at::view_as_real(A));
+  if (A.is_cpu() && !A.is_complex() && A.is_non_overlapping_and_dense() && !A.is_neg()) {
+    const double sum = sum_of_squares(A);
+    if (A.scalar_type() == at::kFloat || (sum > kLeastSum && sum < kMostSum)) return std::sqrt(sum);
+  }
   const double largest = largest_magnitude(A);
   const int exponent = exponent_in_range(A, largest);
   const auto unit = scaled(A.to(A.is_complex() ? at::kComplexDouble : at::kDouble), exponent);

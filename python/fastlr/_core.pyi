@@ -153,6 +153,26 @@ def lstsq(
 def observed_rows(
     rows: Tensor, columns: Tensor, values: Tensor, weights: Tensor | None, count: int, width: int
 ) -> _ObservedRows: ...
+def tucker(
+    X: Tensor,
+    modes: list[int],
+    ranks: list[int],
+    tol: float | None,
+    method: str,
+    most_sweeps: int,
+    seed: int,
+) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]: ...
+def sparse_tucker(
+    indices: Tensor,
+    values: Tensor,
+    sizes: list[int],
+    ranks: list[int],
+    most_sweeps: int,
+    seed: int,
+) -> tuple[Tensor, list[Tensor], float, float, list[float], bool]: ...
+def tucker_sweep(
+    X: Tensor, modes: list[int], factors: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]: ...
 def entry_products(observed: _ObservedRows, U: Tensor, V: Tensor) -> Tensor: ...
 def solve_rows(
     observed: _ObservedRows, V: _RowFactor, ridge: float, bias_ridge: float, weighted: bool

@@ -1,5 +1,6 @@
 """complete: a matrix from some of its entries."""
 
+import itertools
 import math
 import warnings
 
@@ -171,6 +172,47 @@ def test_any_scale(method, dtype, scale):
         relative_error(other.dense().double() / power, one.dense().double())
         < 1e4 * torch.finfo(dtype).eps
     )
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+@pytest.mark.parametrize("exponent", [-480, 480])
+def test_a_power_of_two_changes_no_digit(exponent, solver):
+    # Factors take half of it each, so that the ridge grows with the values; biases take all.
+    rows, cols, values, weights = ratings()
+    power = 2.0**exponent
+    one, other = (
+        la.complete(
+            rows, cols, values * unit, (60, 40), 3, method="als", ridge=0.5 * unit, biases=True,
+            bias_ridge=2.0, weights=weights, solver=solver, max_sweeps=4, tol=0, seed=0,
+            validation=(rows[:50], cols[:50], values[:50] * unit),
+        )
+        for unit in (1.0, power)
+    )  # fmt: skip
+    assert torch.equal(other.U, one.U * math.sqrt(power))
+    assert torch.equal(other.V, one.V * math.sqrt(power))
+    assert torch.equal(other.row_biases, one.row_biases * power)
+    assert torch.equal(other.col_biases, one.col_biases * power)
+    assert other.mean == one.mean * power
+    for name, unit in (
+        ("objective", power**2),
+        ("training_error", power),
+        ("validation_error", power),
+    ):
+        expected = tuple(unit * value for value in getattr(one.history, name))
+        assert getattr(other.history, name) == expected
+
+
+def test_als_ends_when_the_objective_stands():
+    rows, cols, values, _ = ratings()
+    for tol in (1e-1, 1e-2):
+        completion = la.complete(
+            rows, cols, values, (60, 40), 3, method="als", ridge=0.5, tol=tol, seed=0
+        )
+        objective = completion.history.objective
+        falls = [(a - b) / b for a, b in itertools.pairwise(objective)]
+        assert completion.info.converged
+        assert falls[-1] <= tol
+        assert min(falls[:-1]) > tol
 
 
 def test_a_zero_matrix():

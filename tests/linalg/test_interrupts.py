@@ -70,6 +70,10 @@ def least_squares(A, **_):
     la.lstsq(A, torch.ones(len(A)), method="lsqr", tol=0.0, max_iters=ENDLESS)
 
 
+def low_rank_and_sparse(A, **_):
+    la.robust_pca(A, tol=1e-300, max_iters=ENDLESS, seed=0)
+
+
 @pytest.mark.parametrize(
     ("run", "method"),
     [
@@ -81,6 +85,7 @@ def least_squares(A, **_):
         (slow_generator, None),
         (endless_stream, None),
         (least_squares, None),
+        (low_rank_and_sparse, None),
     ],
 )
 def test_ctrl_c_stops(run, method):

@@ -2,6 +2,8 @@
 
 from fastlr import _ops as _ops  # loads the core
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
+from fastlr.linalg.chebyshev_decomposition import chebyshev_tucker
+from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, ChebyshevTuckerInfo
 from fastlr.linalg.completion import (
     Completion,
     CompletionHistory,
@@ -10,6 +12,8 @@ from fastlr.linalg.completion import (
     complete,
 )
 from fastlr.linalg.constrained import EqualityInfo, EqualityMinimum, minimize_equality
+from fastlr.linalg.cp_decomposition import cp
+from fastlr.linalg.cp_tensor import CPInfo, CPTensor
 from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
@@ -74,6 +78,8 @@ from fastlr.linalg.top_eigenvector import (
     top_eigenvector_stream,
 )
 from fastlr.linalg.trace import TraceEstimate, TraceInfo, hutchpp
+from fastlr.linalg.tucker_decomposition import tucker
+from fastlr.linalg.tucker_tensor import TuckerInfo, TuckerTensor
 from fastlr.linalg.volume_sampling import (
     RescaledSample,
     projection_dpp,
@@ -86,11 +92,15 @@ __all__ = [
     "PCA",
     "BilinearInfo",
     "BilinearResult",
+    "CPInfo",
+    "CPTensor",
     "CURIndex",
     "CURInfo",
     "CURResult",
     "CURSearchInfo",
     "CURSearchResult",
+    "ChebyshevTucker",
+    "ChebyshevTuckerInfo",
     "Completion",
     "CompletionHistory",
     "CompletionInfo",
@@ -146,11 +156,15 @@ __all__ = [
     "TopK",
     "TraceEstimate",
     "TraceInfo",
+    "TuckerInfo",
+    "TuckerTensor",
     "WeightedLowRank",
     "WeightedLowRankInfo",
     "bilinear_lstsq",
+    "chebyshev_tucker",
     "cluster_matrices",
     "complete",
+    "cp",
     "cross",
     "cur",
     "estimate_norm",
@@ -180,6 +194,7 @@ __all__ = [
     "spectral_density",
     "streaming_svd",
     "top_eigenvector_stream",
+    "tucker",
     "volume_rescaled_sample",
     "volume_sample",
     "weighted_low_rank",

@@ -45,6 +45,24 @@ def not_negative(value: Any, caller: str, name: str) -> float:
     return number
 
 
+def as_tolerance(value: Any, caller: str) -> float:
+    """Return a relative tolerance; one that is not between 0 and 1 is a ValueError."""
+    tol = as_real(value, caller, "tol")
+    if not 0 < tol < 1:
+        raise ValueError(f"{caller}: tol must be between 0 and 1, got {tol}")
+    return tol
+
+
+def as_axis(value: Any, dimensions: int, caller: str, name: str) -> int:
+    """Return one of so many axes, counted from the start; negative ones count from the end."""
+    axis = as_integer(value, caller, name)
+    if not -dimensions <= axis < dimensions:
+        raise ValueError(
+            f"{caller}: {name} must be from {-dimensions} to {dimensions - 1}, got {axis}"
+        )
+    return axis % dimensions
+
+
 def as_power_iters(value: Any, caller: str) -> int | None:
     """Return a number of iterations, or None for "auto"."""
     if isinstance(value, str) and value == "auto":

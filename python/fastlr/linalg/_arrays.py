@@ -128,6 +128,19 @@ def as_weights(weights: Any, count: int, caller: str) -> Tensor:
     return tensor.detach()
 
 
+def as_mask(mask: Any, of: Tensor, caller: str, name: str) -> Tensor:
+    """Return a boolean tensor of the shape of another one, which the caller knows by `name`."""
+    observed = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    if observed.dtype != torch.bool:
+        raise TypeError(f"{caller}: mask must be boolean, got {observed.dtype}")
+    if observed.shape != of.shape:
+        raise ValueError(
+            f"{caller}: mask must have the shape of {name}, {tuple(of.shape)}, got "
+            f"{tuple(observed.shape)}"
+        )
+    return observed.to(of.device)
+
+
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:
     """Return a tensor that shares the memory of an array of numbers where torch can read it."""
     if not array.dtype.isnative:

@@ -77,8 +77,7 @@ def _positive_vector(U: Tensor) -> Tensor | None:
 
 
 def _filled(X: Tensor, V: Tensor, rank: int, random: Tensor) -> tuple[Tensor, Tensor]:
-    """With random columns of V where there are none or zeros, and zeros in X."""
+    """With random columns of V where there are none or zeros; such a pair has no singular value."""
     missing = rank - V.shape[1]
     X, V = (torch.cat([F, F.new_zeros(len(F), missing)], 1) for F in (X, V))
-    zero = (V == 0).all(0)
-    return torch.where(zero, 0, X), torch.where(zero, random, V)
+    return X, torch.where((V == 0).all(0), random, V)

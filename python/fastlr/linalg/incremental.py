@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlr import _core
-from fastlr.linalg._arguments import as_real, at_least
+from fastlr.linalg._arguments import as_real, as_tolerance, at_least
 from fastlr.linalg._arrays import restored
 from fastlr.linalg._sources import open_block
 from fastlr.linalg._state import State
@@ -193,9 +193,7 @@ class IncrementalSVD(State):
         if rank is None and tol is None:
             raise ValueError(f"{caller}: rank or tol must be given, got neither")
         self._rank = None if rank is None else at_least(rank, 1, caller, "rank")
-        self._tol = None if tol is None else as_real(tol, caller, "tol")
-        if self._tol is not None and not 0 < self._tol < 1:
-            raise ValueError(f"{caller}: tol must be between 0 and 1, got {self._tol}")
+        self._tol = None if tol is None else as_tolerance(tol, caller)
         self._oversample = at_least(oversample, 0, caller, "oversample")
         if buffer is not None:
             self._buffer = at_least(buffer, 1, caller, "buffer")

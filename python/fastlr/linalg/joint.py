@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._arguments import Seed, as_integer, as_seed, as_tolerance
 from fastlr.linalg._arrays import Adapted, adapt
 
 Bound = Literal["weyl", "residual", "estimate"]
@@ -249,9 +249,7 @@ def cluster_matrices(
     """
     caller = "cluster_matrices"
     family = _open(matrices, axis, caller)
-    tol = as_real(tol, caller, "tol")
-    if not 0 < tol < 1:
-        raise ValueError(f"{caller}: tol must be between 0 and 1, got {tol}")
+    tol = as_tolerance(tol, caller)
     if bound not in ("weyl", "residual", "estimate"):
         raise ValueError(f'{caller}: bound must be "weyl", "residual" or "estimate", got {bound!r}')
     oversample = _non_negative(oversample, caller, "oversample")

@@ -6,12 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed, at_least, not_negative
-from fastlr.linalg._arrays import adapt
+from fastlr.linalg._arguments import (
+    Seed,
+    as_integer,
+    as_real,
+    as_seed,
+    as_tolerance,
+    at_least,
+    not_negative,
+)
+from fastlr.linalg._arrays import adapt, as_mask
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.svd import randomized_svd
@@ -233,7 +240,7 @@ def robust_pca(
     Singular vectors come from one step of subspace iteration from those of the iteration before,
     with twenty more directions: 4·m·n·k flops for k of them. Where k > min(m, n)/3, and when the
     certificate fails, from a full decomposition, 2·m·n² + 9·n³ for n ≤ m. All else is some fifteen
-    passes over m·n numbers. Fifty to a hundred iterations where the recovery is exact, several
+    passes over m·n numbers. Some 50 to 150 iterations where the recovery is exact, several
     hundred where it is not. In double precision whatever the dtype of A: the error of Y would be
     u·‖A‖₂ divided by the step, 1e-4 in float32. Memory is some ten arrays of that. Not
     differentiable.
@@ -260,7 +267,7 @@ def robust_pca(
     (True, True)
     """
     adapted = adapt(A, _CALLER, complex_=True)
-    observed = _mask(mask, adapted.tensor)
+    observed = None if mask is None else as_mask(mask, adapted.tensor, _CALLER, "A")
     known, power = _scaled(adapted.tensor.detach(), observed)
     # The second side is the shorter one.
     transposed = known.shape[0] < known.shape[1]
@@ -272,7 +279,14 @@ def robust_pca(
     max_iters = at_least(max_iters, 1, _CALLER, "max_iters")
     problem = _Problem(known, observed, weight, variations)
     point = _minimize(problem, tol, max_iters, as_seed(seed, _CALLER))
-    info = _info(point, weight, power, tol)
+    U, Vh, sparse = point.U, point.Vh, point.sparse
+    if transposed:
+        U, Vh, sparse = Vh.mT, U.mT, sparse.mT.contiguous()
+    U, Vh = _polished(U, Vh)
+    dtype = adapted.tensor.dtype
+    U, Vh, sparse = (adapted.restore(part.to(dtype)) for part in (U, Vh, power * sparse))
+    # Counted after rounding, as what is below the range of the dtype is zero then.
+    info = _info(point, int((sparse != 0).sum()), weight, power, tol)
     if not info.converged:
         warnings.warn(
             f"{_CALLER}: tol={tol:g} not met by {info.iterations} iterations; the relative gap is "
@@ -280,12 +294,6 @@ def robust_pca(
             ConvergenceWarning,
             stacklevel=2,
         )
-    U, Vh, sparse = point.U, point.Vh, point.sparse
-    if transposed:
-        U, Vh, sparse = Vh.mT, U.mT, sparse.mT.contiguous()
-    U, Vh = _polished(U, Vh)
-    dtype = adapted.tensor.dtype
-    U, Vh, sparse = (adapted.restore(part.to(dtype)) for part in (U, Vh, power * sparse))
     return RobustPCAResult(U, adapted.restore(power * point.S), Vh, sparse, info)
 
 
@@ -296,10 +304,7 @@ def _tolerance(tol: Any, dtype: torch.dtype, variation: bool) -> float:
     if tol is None:
         # The rounding of A is dense, and a sparse part that fits it takes many iterations.
         return max(1e-5 if variation else 1e-7, 8 * torch.finfo(dtype).eps)
-    tol = as_real(tol, _CALLER, "tol")
-    if not 0 < tol < 1:
-        raise ValueError(f"{_CALLER}: tol must be between 0 and 1, got {tol:g}")
-    return float(tol)
+    return as_tolerance(tol, _CALLER)
 
 
 def _sparsity(sparsity: Any, A: Tensor, observed: Tensor | None) -> float:
@@ -311,20 +316,6 @@ def _sparsity(sparsity: Any, A: Tensor, observed: Tensor | None) -> float:
     if not 0 < weight < math.inf:
         raise ValueError(f"{_CALLER}: sparsity must be positive and finite, got {weight:g}")
     return weight
-
-
-def _mask(mask: Any, A: Tensor) -> Tensor | None:
-    if mask is None:
-        return None
-    observed = mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
-    if observed.dtype != torch.bool:
-        raise TypeError(f"{_CALLER}: mask must be boolean, got {observed.dtype}")
-    if observed.shape != A.shape:
-        raise ValueError(
-            f"{_CALLER}: mask must have the shape of A, {tuple(A.shape)}, got "
-            f"{tuple(observed.shape)}"
-        )
-    return observed.to(A.device)
 
 
 def _scaled(A: Tensor, observed: Tensor | None) -> tuple[Tensor, float]:
@@ -714,12 +705,12 @@ def _minimize(problem: _Problem, tol: float, max_iters: int, key: int) -> _Point
     return point
 
 
-def _info(point: _Point, weight: float, power: float, tol: float) -> RobustPCAInfo:
+def _info(point: _Point, nonzeros: int, weight: float, power: float, tol: float) -> RobustPCAInfo:
     residual = point.history[-1][0] if point.history else 0.0
     gap = (point.objective - point.bound) / point.objective if point.history else 0.0
     return RobustPCAInfo(
         rank=len(point.S),
-        nonzeros=int(torch.count_nonzero(point.sparse)),
+        nonzeros=nonzeros,
         sparsity=weight,
         iterations=len(point.history),
         objective=power * point.objective,

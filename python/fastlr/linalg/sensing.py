@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastlr.linalg._arguments import Seed, as_real, as_seed, at_least
+from fastlr.linalg._arguments import Seed, as_real, as_seed, as_tolerance, at_least
 from fastlr.linalg._arrays import adapt
 from fastlr.linalg._sources import Matrix, open_block
 from fastlr.linalg.norms import estimate_norm
@@ -36,8 +36,8 @@ _LEAST_START = 1e-3
 _REBALANCE = 0.1
 # A residual of so many u·‖y‖ is rounding; one that changes by so many u of itself stands still.
 _ROUNDING, _STILL = 16, 8
-# In one iteration; after them no step lowers the residual.
-_MOST_HALVINGS = 10
+# In one iteration; after them what a step could still change is rounding.
+_MOST_HALVINGS = 50
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def matrix_sensing(
             f'{_CALLER}: rebalance takes method="gd" with parameterization="asymmetric", got '
             f"{method!r} with {parameterization!r}"
         )
-    target = _checked_tol(tol)
+    target = None if tol is None else as_tolerance(tol, _CALLER)
     most = at_least(max_iters, 0, _CALLER, "max_iters")
     run = _Run(problem, as_seed(seed, _CALLER))
     run.descend(method, scale, bool(rebalance), target, most)
@@ -463,18 +463,17 @@ def _spectral_start(problem: _Problem, seed: int) -> _Start | None:
     # in X, and its gradient there, −D, is positive semidefinite.
     if not float(S[0]) > 0:
         return None
-    S = (S / S[0]).clamp(min=_LEAST_START)
-    U, V = left * S.sqrt(), right * S.sqrt()
-    (measured,) = problem.measure(U @ V.mT)
+    # What is negative does not count in the fit: ⟨A(X), y⟩ = ⟨X, D⟩ is positive but for rounding.
+    S = (S / S[0]).clamp(min=0)
+    (measured,) = problem.measure((left * S) @ right.mT)
+    fitted = float(measured.double() @ problem.y.double())
+    if not fitted > 0:
+        return None
     norm = _norm(measured)
-    if norm == 0:
-        return None
-    factor = float(measured.double() @ problem.y.double()) / norm**2
-    if not factor > 0:
-        return None
-    root = math.sqrt(factor)
-    U = U * root
-    return _Start(U, U if problem.symmetric else V * root, factor, norm / _norm(S))
+    factor = fitted / norm**2
+    roots = (factor * S.clamp(min=_LEAST_START)).sqrt()
+    U = left * roots
+    return _Start(U, U if problem.symmetric else right * roots, factor, norm / _norm(S))
 
 
 def _random_start(
@@ -502,8 +501,9 @@ def _preconditioned(V: Tensor, damping: float) -> Tensor:
     """V·(VᵀV + εI)⁻¹, whatever the rank of V."""
     values, vectors = torch.linalg.eigh(V.mT @ V)
     least = len(values) * _eps(V) * values[-1]
-    inverse: Tensor = (vectors / (values.clamp(min=0) + damping + least)) @ vectors.mT
-    return V @ inverse
+    # From the left, since the inverse itself is rounded in units of 1/ε.
+    result: Tensor = (V @ vectors) / (values.clamp(min=0) + damping + least) @ vectors.mT
+    return result
 
 
 def _exact_step(r: Tensor, a: Tensor, b: Tensor) -> float:
@@ -560,15 +560,6 @@ def _checked_scale(init_scale: float | None) -> float | None:
     if not 0 < scale < math.inf:
         raise ValueError(f"{_CALLER}: init_scale must be positive and finite, got {scale:g}")
     return scale
-
-
-def _checked_tol(tol: float | None) -> float | None:
-    if tol is None:
-        return None
-    number = as_real(tol, _CALLER, "tol")
-    if not 0 < number < 1:
-        raise ValueError(f"{_CALLER}: tol must be between 0 and 1, got {number:g}")
-    return number
 
 
 def _checked(
