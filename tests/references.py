@@ -106,3 +106,9 @@ def lstsq_in_extended_precision(A, b) -> np.ndarray:
     for j in reversed(range(n)):
         x[j] = (y[j] - np.sum(R[j, j + 1 :] * x[j + 1 :])) / R[j, j]
     return x
+
+
+def matern(a, b, nu, length):
+    """The kernel between two vectors of coordinates, of variance 1, for ν = 1/2, 3/2 and 5/2."""
+    x = np.sqrt(2 * nu) * np.abs(np.subtract.outer(np.asarray(a), np.asarray(b))) / length
+    return {0.5: 1, 1.5: 1 + x, 2.5: 1 + x + x**2 / 3}[nu] * np.exp(-x)

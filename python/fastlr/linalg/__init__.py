@@ -18,6 +18,14 @@ from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
+from fastlr.linalg.functional_decomposition import (
+    FactorPosterior,
+    FunctionalPrediction,
+    FunctionalTucker,
+    FunctionalTuckerHistory,
+    FunctionalTuckerInfo,
+    functional_tucker,
+)
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
 from fastlr.linalg.interpolation import interpolative
@@ -104,6 +112,11 @@ __all__ = [
     "EqualityInfo",
     "EqualityMinimum",
     "EstimateInfo",
+    "FactorPosterior",
+    "FunctionalPrediction",
+    "FunctionalTucker",
+    "FunctionalTuckerHistory",
+    "FunctionalTuckerInfo",
     "IncrementalSVD",
     "InterpolativeInfo",
     "InterpolativeResult",
@@ -156,6 +169,7 @@ __all__ = [
     "cur",
     "estimate_norm",
     "estimate_rank",
+    "functional_tucker",
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
