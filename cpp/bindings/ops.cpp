@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include <fastlr/householder.hpp>
 #include <fastlr/incremental_svd.hpp>
 #include <fastlr/joint_svd.hpp>
 #include <fastlr/nonnegative_rows.hpp>
@@ -212,6 +213,31 @@ std::tuple<at::Tensor, at::Tensor> nonnegative_rows(const at::Tensor& X, const a
   return {r.X, at::tensor({r.decrease, r.before, r.after}, at::kDouble)};
 }
 
+at::Tensor householder_product(const at::Tensor& V, int64_t columns, bool lower) {
+  const WithConjugateViews guard;
+  return unflattened(fastlr::householder_product({flattened(V), lower}, columns), batch_of(V));
+}
+
+at::Tensor householder_apply(const at::Tensor& V, const at::Tensor& X, bool adjoint, bool lower) {
+  const WithConjugateViews guard;
+  return unflattened(fastlr::householder_apply({flattened(V), lower}, flattened(X), adjoint), batch_of(X));
+}
+
+std::tuple<at::Tensor, at::Tensor> householder_backward(const at::Tensor& V, const at::Tensor& result,
+                                                        const at::Tensor& grad, bool adjoint, bool lower,
+                                                        bool of_identity) {
+  const WithConjugateViews guard;
+  const auto [of_V, of_X] =
+      fastlr::householder_backward({flattened(V), lower}, flattened(result), flattened(grad), adjoint, of_identity);
+  return {unflattened(of_V, batch_of(V)), unflattened(of_X, batch_of(V))};
+}
+
+std::tuple<at::Tensor, at::Tensor> householder_vectors(const at::Tensor& Q) {
+  const WithConjugateViews guard;
+  const auto [V, phases] = fastlr::householder_vectors(flattened(Q));
+  return {unflattened(V, batch_of(Q)), unflattened(phases, batch_of(Q))};
+}
+
 // Under autocast a product is taken in the lower type, as that of a dense layer is.
 at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
   const auto device = X.device().type();
@@ -243,6 +269,10 @@ void register_kernels(torch::Library& library) {
   library.impl("incremental_compress", TORCH_FN(incremental_compress));
   library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
   library.impl("nonnegative_rows", TORCH_FN(nonnegative_rows));
+  library.impl("householder_product", TORCH_FN(householder_product));
+  library.impl("householder_apply", TORCH_FN(householder_apply));
+  library.impl("householder_backward", TORCH_FN(householder_backward));
+  library.impl("householder_vectors", TORCH_FN(householder_vectors));
   library.impl("sparse_expand", TORCH_FN(fastlr::sparse_expand));
   library.impl("sparse_gather", TORCH_FN(fastlr::sparse_gather));
   library.impl("sparse_linear", TORCH_FN(fastlr::sparse_linear));
@@ -288,6 +318,11 @@ TORCH_LIBRARY(fastlr, library) {
       "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
   def("nonnegative_rows(Tensor X, Tensor G, Tensor B, float penalty, int passes, float tol) -> "
       "(Tensor X, Tensor info)");
+  def("householder_product(Tensor V, SymInt columns, bool lower) -> Tensor");
+  def("householder_apply(Tensor V, Tensor X, bool adjoint, bool lower) -> Tensor");
+  def("householder_backward(Tensor V, Tensor result, Tensor grad, bool adjoint, bool lower, bool of_identity) -> "
+      "(Tensor, Tensor)");
+  def("householder_vectors(Tensor Q) -> (Tensor vectors, Tensor phases)");
   def("sparse_expand(Tensor values, Tensor mask, SymInt columns) -> Tensor");
   def("sparse_gather(Tensor matrix, Tensor mask, SymInt nonzeros) -> Tensor");
   def("sparse_linear(Tensor X, Tensor values, Tensor mask) -> Tensor");

@@ -27,6 +27,12 @@ from fastlr.linalg.functional_decomposition import (
     functional_tucker,
 )
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
+from fastlr.linalg.householder import (
+    HouseholderVectors,
+    householder_apply,
+    householder_product,
+    householder_vectors,
+)
 from fastlr.linalg.incremental import IncrementalSVD
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.joint import (
@@ -117,6 +123,7 @@ __all__ = [
     "FunctionalTucker",
     "FunctionalTuckerHistory",
     "FunctionalTuckerInfo",
+    "HouseholderVectors",
     "IncrementalSVD",
     "InterpolativeInfo",
     "InterpolativeResult",
@@ -170,6 +177,9 @@ __all__ = [
     "estimate_norm",
     "estimate_rank",
     "functional_tucker",
+    "householder_apply",
+    "householder_product",
+    "householder_vectors",
     "hutchpp",
     "interpolative",
     "joint_svd_bounds",
