@@ -235,7 +235,7 @@ def _described(path: str | os.PathLike[str], caller: str, *, tensor: bool) -> Fi
 
 
 def tensor_behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
-    """Describe what a memmap of at least 2 dimensions shows; None also where it is not in C order."""
+    """Describe what a memmap of a tensor shows; None also where it is not in C order."""
     if not A.size or not A.flags.c_contiguous:
         return None
     rows: Any = A.reshape(len(A), -1)

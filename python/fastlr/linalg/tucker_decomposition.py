@@ -1,6 +1,7 @@
 """Tucker decompositions of tensors."""
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
 from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
-from fastlr.linalg._sources import is_scipy_sparse
+from fastlr.linalg._blocks import Source, tensor_source_of
+from fastlr.linalg._sources import can_be_read_again, is_scipy_sparse
+from fastlr.linalg._tensor_slabs import Slabs, grown, improved, projected, sketched, with_signs
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -151,6 +154,19 @@ def tucker(
             )
         most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
         return _of_sparse(sparse, ranks, most, as_seed(seed, _CALLER))
+    source = None if isinstance(X, Tensor) else _open_source(X, mask, batch_dims)
+    if source is not None:
+        most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
+        target = checked_tol(tol, 0, _CALLER)
+        if target is None and not can_be_read_again(X):
+            raise ValueError(
+                f"{_CALLER}: X is an iterator, which can be read once: only tol takes it; give a "
+                "list of slabs, or an object that can be iterated again"
+            )
+        _check_method(method)
+        slabs = Slabs(source, _CALLER)
+        chosen = _modes(modes, 1 + len(slabs.sizes))
+        return _of_slabs(slabs, chosen, ranks, target, method, most, as_seed(seed, _CALLER))
     adapted = adapt(X, _CALLER, "X", batched=True, complex_=True)
     tensor = adapted.tensor.detach()
     batch = at_least(batch_dims, 0, _CALLER, "batch_dims")
@@ -158,8 +174,7 @@ def tucker(
         raise ValueError(
             f"{_CALLER}: batch_dims must leave a dimension of {tuple(tensor.shape)}, got {batch}"
         )
-    if method not in _METHODS:
-        raise ValueError(f"{_CALLER}: method must be one of {', '.join(_METHODS)}, got {method!r}")
+    _check_method(method)
     chosen = _modes(modes, tensor.dim() - batch)
     target = checked_tol(tol, batch, _CALLER)
     sizes = [tensor.shape[batch + mode] for mode in chosen]
@@ -274,9 +289,73 @@ def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
         core, factors, norm, error, history, converged = _core.sparse_tucker(
             X.indices, X.values, X.sizes, wanted, most, seed
         )
-    _warn(converged, most, None, error)
+    _warn(converged, most, None, error, stacklevel=4)
     told = ("hooi", error, norm, history, len(history) - 1, converged)
     return TuckerTensor._made(core, [*factors], X.numpy, X.dtype, 0, told)
+
+
+def _open_source(X: Any, mask: Any, batch_dims: int) -> Source | None:
+    """What is read in slabs; a memmap that is to be masked or is a batch is an array."""
+    plain = mask is None and not batch_dims
+    if isinstance(X, np.memmap) and not plain:
+        return None
+    source = tensor_source_of(X, _CALLER)
+    if source is not None and not plain:
+        raise ValueError(f"{_CALLER}: an X that is read in slabs takes no mask and no batch_dims")
+    return source
+
+
+def _of_slabs(
+    slabs: Slabs,
+    chosen: list[int],
+    ranks: Any,
+    tol: float | None,
+    method: str,
+    most: int,
+    seed: int,
+) -> TuckerTensor:
+    """Read thrice for ranks, once for a tolerance; then what is left is decomposed in memory."""
+    wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+    later = {mode: r for mode, r in wanted.items() if mode}
+    if tol is None:
+        bases = sketched(slabs, later, seed)
+        # The number of rows, which bounds the first rank, is known by now.
+        wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+        small = projected(slabs, improved(slabs, bases))
+    else:
+        small = grown(slabs, list(later), tol, seed)
+        wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+    P, modes = small.tensor, list(wanted)
+    error, history, converged = 0.0, [0.0], True
+    if not (slabs.rows and all(slabs.sizes)):
+        nothing = slabs.zeros(slabs.rows or 0, *slabs.sizes)
+        core, found, _ = _of_nothing(nothing, 0, modes, list(wanted.values()))
+        factors = dict(zip(modes, found, strict=True))
+    else:
+        left = None if tol is None else small.tolerance(tol)
+        most_ranks = [min(r, P.shape[mode]) for mode, r in wanted.items()]
+        core, found, outcomes = decomposed(P, 0, modes, most_ranks, left, method, most, seed)
+        factors = dict(zip(modes, found, strict=True))
+        for mode, Q in small.bases.items():
+            core, factors[mode] = with_signs(core, mode, Q @ factors[mode])
+        *_, history, converged = outcomes[0]
+        history = [math.hypot(small.missed, step) for step in history]
+        error = math.hypot(small.missed, outcomes[0][3])
+        if tol is not None:
+            converged = error <= tol * small.norm
+    _warn(converged, most, tol, error, stacklevel=4)
+    told = (method, error, small.norm, history, len(history) - 1, converged)
+    of_modes = [factors.get(mode) for mode in range(P.dim())]
+    return TuckerTensor._made(core, of_modes, slabs.numpy, slabs.dtype, 0, told)
+
+
+def _ranks_of_slabs(
+    slabs: Slabs, chosen: list[int], ranks: Any, tol: float | None
+) -> dict[int, int]:
+    """The rank of each mode, in ascending order; any will do for a first one of unknown size."""
+    sizes = [sys.maxsize if slabs.rows is None else slabs.rows, *slabs.sizes]
+    wanted = _ranks(ranks, chosen, [sizes[mode] for mode in chosen], tol)
+    return dict(sorted(zip(chosen, wanted, strict=True)))
 
 
 def _steps(histories: Sequence[list[float]]) -> list[list[float]]:
@@ -326,7 +405,7 @@ def _masked(
         core, factors = _core.tucker_sweep(filled, modes, factors)
 
 
-def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
+def _warn(converged: bool, most: int, tol: float | None, error: float, stacklevel: int = 3) -> None:
     if converged:
         return
     message = (
@@ -334,10 +413,15 @@ def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
         if tol is None
         else f"rounding or ranks keep tol = {tol:g} from being met, the error is {error:.3g}"
     )
-    warnings.warn(f"{_CALLER}: {message}", ConvergenceWarning, stacklevel=3)
+    warnings.warn(f"{_CALLER}: {message}", ConvergenceWarning, stacklevel=stacklevel)
 
 
 # Arguments
+
+
+def _check_method(method: Any) -> None:
+    if method not in _METHODS:
+        raise ValueError(f"{_CALLER}: method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def _modes(modes: Any, dimensions: int) -> list[int]:
