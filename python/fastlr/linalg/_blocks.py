@@ -84,7 +84,7 @@ def source_of(A: Any, caller: str) -> Source | None:
 
 
 def tensor_source_of(X: Any, caller: str) -> Source | None:
-    """The same for a tensor X; None also for a memmap of no more than a block, or not in C order."""
+    """The same for a tensor X; None also for a memmap of at most a block, or not in C order."""
     if isinstance(X, np.memmap) and X.nbytes <= BLOCK_BYTES:
         return None
     return _source(X, _Asked(caller, "X", True))

@@ -118,9 +118,7 @@ def grown(slabs: Slabs, modes: Sequence[int], tol: float, seed: int) -> Small:
         parts.append(part)
     if not slabs.norm:
         # No slab has had a direction; a basis has one.
-        bases = {
-            mode: torch.eye(len(Q), 1, out=slabs.zeros(len(Q), 1)) for mode, Q in bases.items()
-        }
+        bases = {mode: torch.eye(len(Q), 1).to(Q) for mode, Q in bases.items()}
     return _together(slabs, parts, bases, missed)
 
 
@@ -248,4 +246,4 @@ def _gaussian(rows: int, columns: int, seed: int, first: int, like: Tensor) -> T
         dtype=like.dtype.to_real(),
         device=like.device,
     )
-    return torch.complex(*drawn.split(columns, 1)) if like.is_complex() else drawn
+    return torch.complex(drawn[:, :columns], drawn[:, columns:]) if like.is_complex() else drawn
