@@ -18,8 +18,12 @@ from fastlr.linalg._blocks import Source, leaving_a_thread, promoted, tensors_of
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.tucker_tensor import _times
 
-# Of the energy that a tolerance allows, the share that the bases may lose.
-_SHARE = 0.1
+# Of the energy that a tolerance allows, the share that the bases may lose: so little that they hold
+# nearly all that the ranks could, and what it may become where noise would fill them.
+_SHARE, _SHARE_OF_NOISE = 0.3, 0.9
+# Bases for more of the tensor than this are tried again with the larger share, which has to make
+# them hold less by this factor: slowly falling singular values do not.
+_FULL, _SPARED = 0.1, 0.25
 # Columns of a sketch beyond the rank.
 _OVERSAMPLE = 10
 # What is within so many units of rounding of a slab is no reason to make a basis larger.
@@ -87,7 +91,7 @@ class Small:
         size = norm(self.tensor)
         # Some of it is for the rounding that the small tensor comes with.
         aim = tol - min(0.5 * tol, _NOISE * torch.finfo(self.tensor.dtype).eps)
-        left = max(leg(aim * self.norm, self.missed), 0.5 * aim * self.norm)
+        left = max(leg(aim * self.norm, self.missed), 0.1 * aim * self.norm)
         return left / size if size else tol
 
 
@@ -99,19 +103,22 @@ def grown(slabs: Slabs, modes: Sequence[int], tol: float, seed: int) -> Small:
     """
     bases = {mode: slabs.zeros(slabs.sizes[mode - 1], 0) for mode in modes}
     noise = _NOISE * torch.finfo(slabs.computed).eps
-    share = math.sqrt(_SHARE) * tol
-    missed = 0.0
+    share, missed = _SHARE, 0.0
     parts: list[Tensor] = []
     for _, slab, length in slabs.read():
         part, rest = _split(slab, bases)
         lost = norm(rest)
-        allowed = max(leg(share * slabs.norm, missed), noise * length)
+        allowed, loosely = (
+            max(leg(math.sqrt(of_all) * tol * slabs.norm, missed), noise * length)
+            for of_all in (share, _SHARE_OF_NOISE)
+        )
         if lost > allowed:
-            sizes = [rest.shape[mode] for mode in modes]
-            directions = _core.tucker(
-                rest, list(modes), sizes, allowed / lost, "st_hosvd", 0, seed
-            )[1]
-            bases = {m: _beside(bases[m], U) for m, U in zip(modes, directions, strict=True)}
+            held = _with_directions(bases, rest, allowed / lost, seed)
+            if _filled(held) > _FULL and allowed < loosely:
+                fewer = _with_directions(bases, rest, loosely / lost, seed)
+                if _filled(fewer) < _SPARED * _filled(held):
+                    held, share = fewer, _SHARE_OF_NOISE
+            bases = held
             part, rest = _split(slab, bases)
             lost = norm(rest)
         missed = math.hypot(missed, lost)
@@ -201,6 +208,23 @@ def _split(slab: Tensor, bases: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
     for mode in reversed(order):
         back = _times(back, 0, mode, bases[mode])
     return part, torch.sub(slab, back)
+
+
+def _with_directions(
+    bases: Mapping[int, Tensor], rest: Tensor, tol: float, seed: int
+) -> dict[int, Tensor]:
+    """The bases with those directions of what they lose that leave `tol` of it."""
+    if tol >= 1:
+        return dict(bases)
+    modes = sorted(bases)
+    sizes = [rest.shape[mode] for mode in modes]
+    directions = _core.tucker(rest, modes, sizes, tol, "st_hosvd", 0, seed)[1]
+    return {mode: _beside(bases[mode], U) for mode, U in zip(modes, directions, strict=True)}
+
+
+def _filled(bases: Mapping[int, Tensor]) -> float:
+    """How much of a slab they can hold."""
+    return math.prod(Q.shape[1] / Q.shape[0] for Q in bases.values())
 
 
 def _beside(Q: Tensor, U: Tensor) -> Tensor:
