@@ -1,8 +1,8 @@
 """Tensors that are read in slabs along their first mode, made small by a basis for each other mode.
 
-A slab S becomes S ×ₖ Qₖᴴ; what the bases lose of it is computed entry by entry. All slabs have the
-same bases, so that the small tensor P that they make together has the first mode of X, and
-‖X − X̂‖² = ‖X − P ×ₖ Qₖ‖² + ‖P − P̂‖² for whatever P̂ is found for it.
+A slab S becomes S ×ₖ Qₖᴴ; what the bases lose of it is computed entry by entry. Together the slabs
+make a small tensor P that has the first mode of X. Where all slabs were given the same bases,
+‖X − X̂‖² = ‖X − P ×ₖ Qₖ‖² + ‖P − P̂‖² for whatever P̂ is found for P.
 """
 
 import math
@@ -57,8 +57,8 @@ class Slabs:
                 first += len(slab)
         if self.rows not in (None, first):
             raise ValueError(
-                f"{self._caller}: a read gave {first} of the {self.rows} rows of "
-                f"{self._source.name}; every read must give the same rows"
+                f"{self._caller}: a read gave {first} of the {self.rows} rows of X; every read "
+                "must give the same rows"
             )
         self.rows = first
 
@@ -73,8 +73,16 @@ class Slabs:
             index = torch.nonzero(~torch.isfinite(slab))[0].tolist()
             value, place = slab[tuple(index)].item(), (first + index[0], *index[1:])
             raise ValueError(
-                f"{self._caller}: {self._source.name} must be finite, got {value} at index {place}"
+                f"{self._caller}: X must be finite, got {value} at index {place}"
             ) from None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A slab in bases, and the norm of what they lose of it."""
+
+    tensor: Tensor
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -85,14 +93,52 @@ class Small:
     bases: Mapping[int, Tensor]  # of modes, n × r, orthonormal columns; others are as they were
     norm: float
     missed: float
+    # Parts that were made before the bases had all of their columns: rows, sizes, what was lost.
+    older: Sequence[tuple[slice, torch.Size, float]]
 
-    def tolerance(self, tol: float) -> float:
-        """What may be lost of the small tensor, relative to it, so that X is met to `tol`."""
+    def tolerance(
+        self, tol: float, inner: float = 0.0, error: float = 0.0, *, last: bool = False
+    ) -> float:
+        """What may be lost of the small tensor, relative to it, so that X is met to `tol`.
+
+        After an `inner` error of the small tensor was not small enough: that by which `error` is
+        above the sum of squares is taken to fall as it does. The `last` time to what is enough in
+        any case.
+        """
         size = norm(self.tensor)
+        if not size:
+            return tol
         # Some of it is for the rounding that the small tensor comes with.
         aim = tol - min(0.5 * tol, _NOISE * torch.finfo(self.tensor.dtype).eps)
-        left = max(leg(aim * self.norm, self.missed), 0.1 * aim * self.norm)
-        return left / size if size else tol
+        missed = self.missed / self.norm
+        if last:
+            left = aim - missed
+        else:
+            left = leg(aim, missed)
+            if inner:
+                e = inner / self.norm
+                beyond = (leg(error / self.norm, missed) ** 2 - e**2) / (2 * e)
+                left = 0.98 * (math.hypot(beyond, left) - beyond)
+        return max(left, 0.01 * aim) * (self.norm / size)
+
+    def error(self, core: Tensor, factors: Mapping[int, Tensor], inner: float) -> float:
+        """‖X − X̂‖_F for an approximation of the small tensor whose error is `inner`.
+
+        What an older part has lost need not be orthogonal to the columns that came later: there
+        this is a bound, by the product of that norm and the norm of what X̂ has in them.
+        """
+        if not self.norm:
+            return 0.0
+        later = core
+        for mode in self.bases:
+            later = _times(later, 0, mode, factors[mode])
+        both = 0.0
+        for rows, sizes, lost in self.older:
+            slab = _times(later, 0, 0, factors[0][rows]) if 0 in factors else later[rows].clone()
+            slab[tuple(slice(size) for size in sizes)] = 0
+            both += (lost / self.norm) * (norm(slab) / self.norm)
+        squares = (self.missed / self.norm) ** 2 + (inner / self.norm) ** 2 + 2 * both
+        return self.norm * math.sqrt(squares)
 
 
 def grown(slabs: Slabs, modes: Sequence[int], tol: float, seed: int) -> Small:
@@ -104,10 +150,10 @@ def grown(slabs: Slabs, modes: Sequence[int], tol: float, seed: int) -> Small:
     bases = {mode: slabs.zeros(slabs.sizes[mode - 1], 0) for mode in modes}
     noise = _NOISE * torch.finfo(slabs.computed).eps
     share, missed = _SHARE, 0.0
-    parts: list[Tensor] = []
+    parts: list[_Part] = []
     for _, slab, length in slabs.read():
         part, rest = _split(slab, bases)
-        lost = norm(rest)
+        lost = part.lost
         allowed, loosely = (
             max(leg(math.sqrt(of_all) * tol * slabs.norm, missed), noise * length)
             for of_all in (share, _SHARE_OF_NOISE)
@@ -119,14 +165,13 @@ def grown(slabs: Slabs, modes: Sequence[int], tol: float, seed: int) -> Small:
                 if _filled(fewer) < _SPARED * _filled(held):
                     held, share = fewer, _SHARE_OF_NOISE
             bases = held
-            part, rest = _split(slab, bases)
-            lost = norm(rest)
-        missed = math.hypot(missed, lost)
+            part, _ = _split(slab, bases)
+        missed = math.hypot(missed, part.lost)
         parts.append(part)
     if not slabs.norm:
         # No slab has had a direction; a basis has one.
         bases = {mode: torch.eye(len(Q), 1).to(Q) for mode, Q in bases.items()}
-    return _together(slabs, parts, bases, missed)
+    return _together(slabs, parts, bases)
 
 
 def sketched(slabs: Slabs, ranks: Mapping[int, int], seed: int) -> dict[int, Tensor]:
@@ -165,13 +210,8 @@ def improved(slabs: Slabs, bases: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 def projected(slabs: Slabs, bases: Mapping[int, Tensor]) -> Small:
     """Read once more; the tensor in these bases."""
-    missed = 0.0
-    parts: list[Tensor] = []
-    for _, slab, _ in slabs.read():
-        part, rest = _split(slab, bases)
-        missed = math.hypot(missed, norm(rest))
-        parts.append(part)
-    return _together(slabs, parts, bases, missed)
+    parts = [_split(slab, bases)[0] for _, slab, _ in slabs.read()]
+    return _together(slabs, parts, bases)
 
 
 def with_signs(core: Tensor, mode: int, F: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,17 +237,19 @@ def leg(hypotenuse: float, other: float) -> float:
     return hypotenuse * math.sqrt((1 - ratio) * (1 + ratio))
 
 
-def _split(slab: Tensor, bases: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+def _split(slab: Tensor, bases: Mapping[int, Tensor]) -> tuple[_Part, Tensor]:
     """A slab in the bases, and what they lose of it."""
     # What shortens the most comes first, and last on the way back.
     order = sorted(bases, key=lambda mode: (bases[mode].shape[1] / max(len(bases[mode]), 1), -mode))
-    part = slab
+    # The memory of a slab is that of a later one, too.
+    part = slab if order else slab.clone()
     for mode in order:
         part = _times(part, 0, mode, bases[mode].mH)
     back = part
     for mode in reversed(order):
         back = _times(back, 0, mode, bases[mode])
-    return part, torch.sub(slab, back)
+    rest = slab - back
+    return _Part(part, norm(rest)), rest
 
 
 def _with_directions(
@@ -239,18 +281,18 @@ def _beside(Q: Tensor, U: Tensor) -> Tensor:
     return torch.cat([Q, V], 1)
 
 
-def _together(
-    slabs: Slabs, parts: Sequence[Tensor], bases: Mapping[int, Tensor], missed: float
-) -> Small:
-    """The parts below each other; bases may have grown after a part was made."""
+def _together(slabs: Slabs, parts: Sequence[_Part], bases: Mapping[int, Tensor]) -> Small:
+    """The parts below each other, with zeros for the columns that came after them."""
     later = [bases[k].shape[1] if k in bases else n for k, n in enumerate(slabs.sizes, 1)]
     whole = slabs.zeros(slabs.rows or 0, *later)
-    first = 0
+    older, first, missed = [], 0, 0.0
     for part in parts:
-        corner = (slice(first, first + len(part)), *(slice(size) for size in part.shape[1:]))
-        whole[corner] = part
-        first += len(part)
-    return Small(whole, bases, slabs.norm, missed)
+        sizes, rows = part.tensor.shape, slice(first, first + len(part.tensor))
+        whole[(rows, *(slice(size) for size in sizes[1:]))] = part.tensor
+        if list(sizes[1:]) != later:
+            older.append((rows, sizes, part.lost))
+        first, missed = rows.stop, math.hypot(missed, part.lost)
+    return Small(whole, bases, slabs.norm, missed, older)
 
 
 def _unfolded(slab: Tensor, mode: int) -> Tensor:

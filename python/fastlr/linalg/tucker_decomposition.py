@@ -16,7 +16,15 @@ from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
 from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
 from fastlr.linalg._blocks import Source, tensor_source_of
 from fastlr.linalg._sources import can_be_read_again, is_scipy_sparse
-from fastlr.linalg._tensor_slabs import Slabs, grown, improved, projected, sketched, with_signs
+from fastlr.linalg._tensor_slabs import (
+    Slabs,
+    Small,
+    grown,
+    improved,
+    projected,
+    sketched,
+    with_signs,
+)
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -27,6 +35,9 @@ _METHODS = ("hooi", "st_hosvd", "randomized")
 
 # A masked tensor has converged when a sweep lowers the error by less than this much of itself.
 _MASKED_GAIN = 1e-4
+
+# The tolerance of the small tensor that slabs make is lowered so often.
+_MOST_ATTEMPTS = 4
 
 
 def tucker(
@@ -332,21 +343,42 @@ def _of_slabs(
         core, found, _ = _of_nothing(nothing, 0, modes, list(wanted.values()))
         factors = dict(zip(modes, found, strict=True))
     else:
-        left = None if tol is None else small.tolerance(tol)
         most_ranks = [min(r, P.shape[mode]) for mode, r in wanted.items()]
-        core, found, outcomes = decomposed(P, 0, modes, most_ranks, left, method, most, seed)
-        factors = dict(zip(modes, found, strict=True))
+        core, factors, error, history, converged = _of_small(
+            small, modes, most_ranks, tol, method, most, seed
+        )
         for mode, Q in small.bases.items():
             core, factors[mode] = with_signs(core, mode, Q @ factors[mode])
-        *_, history, converged = outcomes[0]
-        history = [math.hypot(small.missed, step) for step in history]
-        error = math.hypot(small.missed, outcomes[0][3])
-        if tol is not None:
-            converged = error <= tol * small.norm
     _warn(converged, most, tol, error, stacklevel=4)
     told = (method, error, small.norm, history, len(history) - 1, converged)
     of_modes = [factors.get(mode) for mode in range(P.dim())]
     return TuckerTensor._made(core, of_modes, slabs.numpy, slabs.dtype, 0, told)
+
+
+def _of_small(
+    small: Small,
+    modes: list[int],
+    ranks: list[int],
+    tol: float | None,
+    method: str,
+    most: int,
+    seed: int,
+) -> tuple[Tensor, dict[int, Tensor], float, list[float], bool]:
+    """The core and the factors of the small tensor, and what is told of the whole one."""
+    left = None if tol is None else small.tolerance(tol)
+    for attempts in reversed(range(_MOST_ATTEMPTS)):
+        core, found, outcomes = decomposed(small.tensor, 0, modes, ranks, left, method, most, seed)
+        factors = dict(zip(modes, found, strict=True))
+        inner, history, converged = outcomes[0][3:]
+        error = small.error(core, factors, inner)
+        history = [*(math.hypot(small.missed, step) for step in history[:-1]), error]
+        if tol is None or left is None:
+            break
+        met, converged = converged, error <= tol * small.norm
+        if converged or not met or not attempts:
+            break
+        left = small.tolerance(tol, inner, error, last=attempts == 1)
+    return core, factors, error, history, converged
 
 
 def _ranks_of_slabs(
