@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -613,8 +614,8 @@ def test_bad_files(tmp_path):
         la.tucker(tmp_path / "X.npy", 1)
     with pytest.raises(FileNotFoundError):
         la.tucker(tmp_path / "absent.npy", 1)
+    (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="directory without"):
-        (tmp_path / "folder").mkdir()
         la.tucker(tmp_path / "folder", 1)
     # A matrix by columns is read as such.
     A = normal((30, 25)).numpy()

@@ -62,7 +62,11 @@ def tucker(
         Real or complex, d + batch of at least 2. float16 and bfloat16 are computed in float32,
         integers in the default float type. Any strides: a permuted view costs no copy. Or sparse,
         real and on the CPU: of torch (COO, or CSR for a matrix) or SciPy; with `ranks` and "hooi",
-        for all modes. Never written to.
+        for all modes. Or one that need not fit into memory and is read in slabs of consecutive
+        indices of its first mode: a dataset of h5py, zarr or their like, the path of a `.npy` file
+        in C order or of a `.safetensors` file, a memmap in C order of more than 32 MiB, a list or
+        tuple of these or of arrays of at least 2 dimensions, which are slabs, or whatever yields
+        such arrays when it is iterated over; with `tol` an iterator, too. Never written to.
     ranks : int or sequence of int, optional
         Sizes of the core: one for all modes, or one for each of `modes`; at least 1 and at most the
         size of the mode. With `tol`, the largest ones that are tried.
@@ -80,9 +84,10 @@ def tucker(
         They are counted without the batch; negative ones count from the end.
     mask : array or Tensor of bool, shape of X, optional
         Where X is observed; other entries count for nothing, and may be NaN. With `ranks` and
-        "hooi" alone.
+        "hooi" alone, for an X in memory.
     batch_dims : int
-        Leading dimensions of X that are a batch of separate tensors, with the same ranks.
+        Leading dimensions of X, in memory, that are a batch of separate tensors, with the same
+        ranks.
     max_sweeps : int, optional
         Of "hooi". 50 if None, 500 with a mask. A sweep finds every factor once.
     seed : int, torch.Generator or None
@@ -101,10 +106,11 @@ def tucker(
     ValueError
         Neither ranks nor tol; a rank above the size of its mode; modes twice or out of range; tol
         for a batch or with a mask; a mask of another shape, or without any observed entry; an entry
-        that is not finite (its index is named).
+        that is not finite (its index is named). Slabs: of different sizes; a batch or a mask; an
+        iterator without tol; reads that differ; a file that is truncated or was replaced.
     TypeError
         A sparse X that is complex or on a GPU, a mask that is not boolean, numbers of the wrong
-        type.
+        type, slabs of different types.
 
     Warns
     -----
@@ -137,6 +143,17 @@ def tucker(
     Sparse X is never made dense: a sweep takes 2·d flops for each entry and each product of the
     other modes' ranks, from random factors; their rows are n × that product in memory.
     ``info.error`` is then √(‖X‖² − ‖core‖²), or √u·‖X‖ where that cancels.
+
+    Slabs have 32 MiB, or one index of more, and a thread reads the next one meanwhile. With ranks X
+    is read three times: sketches of all modes but the first, one step of subspace iteration, and
+    the tensor in the bases that this gives, P, which `method` decomposes in memory: sweeps go on
+    within the span of rank + 10 directions of each mode. With `tol` X is read once: a slab of which
+    the bases so far lose more than their share adds directions; what is left of the tolerance is
+    that of P. For its sake ``info.error`` is measured where no basis grew after the first slab, and
+    otherwise a bound, some percent above the error. Memory: four slabs, or six with `tol`, and P,
+    of n₀·Πl numbers, l = rank + 10 for ranks; to a tolerance l is as large as the slabs need,
+    half as much again as the rank or more. Modes that get no factor are whole in P, and so is the
+    first one. A memmap is an array, in memory as far as it fits, as ``numpy.asarray(X)``.
 
     Not differentiable.
 
