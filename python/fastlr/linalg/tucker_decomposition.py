@@ -150,7 +150,7 @@ def tucker(
     within the span of rank + 10 directions of each mode. With `tol` X is read once: a slab of which
     the bases so far lose more than their share adds directions; what is left of the tolerance is
     that of P. For its sake ``info.error`` is measured where no basis grew after the first slab, and
-    otherwise a bound, some percent above the error. Memory: four slabs, or six with `tol`, and P,
+    otherwise a bound, some percent above the error. Memory: 0.2 GB, or 0.4 GB with `tol`, and P,
     of n₀·Πl numbers, l = rank + 10 for ranks; to a tolerance l is as large as the slabs need,
     half as much again as the rank or more. Modes that get no factor are whole in P, and so is the
     first one. A memmap is an array, in memory as far as it fits, as ``numpy.asarray(X)``.
