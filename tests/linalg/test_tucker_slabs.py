@@ -214,12 +214,12 @@ def test_earlier_slabs_leave_their_share_to_later_ones():
 def test_the_error_of_an_older_part_is_bounded(modes):
     # X̂ has 0.05 where the first row of X has lost -0.1: the worst case of the bound.
     eye = torch.eye(2, dtype=torch.float64)
-    X, core = torch.tensor([[1.0, -0.1], [0.0, 1.0]]), torch.tensor([[1.0, 0.05], [0.0, 1.0]])
+    X, core = (torch.tensor([[1, x], [0, 1]], dtype=torch.float64) for x in (-0.1, 0.05))
     older = [(slice(0, 1), torch.Size((1, 1)), 0.1)]
     small = _tensor_slabs.Small(eye, {1: eye}, float(X.norm()), 0.1, older)
-    error = small.error(core.double(), dict.fromkeys(modes, eye), 0.05)
+    error = small.error(core, dict.fromkeys(modes, eye), 0.05)
     assert error == pytest.approx(0.15, rel=1e-12)
-    assert error == pytest.approx(float((X - core).norm()), rel=1e-6)
+    assert error == pytest.approx(float((X - core).norm()), rel=1e-12)
 
 
 def test_ranks_limit_a_tolerance():
