@@ -49,9 +49,9 @@ _SAFETENSORS = {
 }
 
 
-def block_height(row_bytes: int) -> int:
-    """Return how many rows a block has."""
-    return max(LEAST_HEIGHT, BLOCK_BYTES // max(row_bytes, 1))
+def block_height(row_bytes: int, *, tensor: bool = False) -> int:
+    """Return how many rows a block has; those of a tensor are products of their own."""
+    return max(1 if tensor else LEAST_HEIGHT, BLOCK_BYTES // max(row_bytes, 1))
 
 
 class _Pieces(NamedTuple):
@@ -84,6 +84,8 @@ class FileMatrix:
         In bytes.
     caller : str
         Whom errors name.
+    row : tuple of int
+        Where this is a tensor, its sizes but the first: a row of the matrix has these.
     """
 
     path: str
@@ -94,11 +96,17 @@ class FileMatrix:
     shape: tuple[int, int]
     strides: tuple[int, int]
     caller: str
+    row: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """What messages call it."""
         return self.path
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of a row."""
+        return self.row or self.shape[1:]
 
     @property
     def device(self) -> None:
@@ -129,7 +137,8 @@ class FileMatrix:
         m, n = self.shape
         computed = computed_dtype(self.dtype, torch.float64, self.caller, self.path)[1]
         added = self._bytes(self._pieces(2)) - self._bytes(self._pieces(1))
-        step = max(1, min(m, block_height(max(added, n * computed.itemsize))))
+        row_bytes = max(added, n * computed.itemsize)
+        step = max(1, min(m, block_height(row_bytes, tensor=bool(self.row))))
         buffers = [np.empty(self._bytes(self._pieces(step)), np.uint8) for _ in range(2)]
         with FileIO(self.path) as file:
             if _identity(file) != self.identity:
@@ -169,7 +178,8 @@ class FileMatrix:
             piece = buffer[index * pieces.extent : (index + 1) * pieces.extent]
             self._fill(file, first + index * pieces.apart, piece.data)
         shape = (rows, self.shape[1])
-        return np.ndarray(shape, self.stored, buffer, pieces.before, pieces.strides)
+        block = np.ndarray(shape, self.stored, buffer, pieces.before, pieces.strides)
+        return block.reshape(rows, *self.row) if self.row else block
 
     def _fill(self, file: FileIO, position: int, piece: memoryview) -> None:
         file.seek(position)
@@ -185,7 +195,16 @@ class FileMatrix:
 
 def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
     """Describe the matrix in a `.npy` or `.safetensors` file, by its header."""
-    name = os.fspath(path)
+    return _described(path, caller, tensor=False)
+
+
+def open_tensor(path: str | os.PathLike[str], caller: str) -> FileMatrix:
+    """Describe the tensor in such a file, of at least 2 dimensions."""
+    return _described(path, caller, tensor=True)
+
+
+def _described(path: str | os.PathLike[str], caller: str, *, tensor: bool) -> FileMatrix:
+    name, kind = os.fspath(path), "tensor" if tensor else "matrix"
     read_header = {".npy": _npy_header, ".safetensors": _safetensors_header}.get(Path(name).suffix)
     if read_header is None:
         raise ValueError(f"{caller}: a file must end in .npy or .safetensors, got {name!r}")
@@ -193,11 +212,15 @@ def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
         try:
             header = read_header(file)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{caller}: {name} has no header of a matrix: {error}") from None
+            raise ValueError(f"{caller}: {name} has no header of a {kind}: {error}") from None
         identity, size = _identity(file), os.fstat(file.fileno()).st_size
-    if len(header.shape) != 2:
-        raise ValueError(f"{caller}: {name} must hold a matrix, got shape {header.shape}")
-    (m, n), itemsize = header.shape, header.stored.itemsize
+    dimensions = len(header.shape)
+    if dimensions < 2 or (dimensions > 2 and not tensor):
+        raise ValueError(f"{caller}: {name} must hold a {kind}, got shape {header.shape}")
+    if dimensions > 2 and header.by_columns:
+        raise ValueError(f"{caller}: {name} must be in C order, its first index the slowest")
+    m, *row = header.shape
+    n, itemsize = math.prod(row), header.stored.itemsize
     end = header.offset + m * n * itemsize
     if size < end:
         raise ValueError(
@@ -205,7 +228,19 @@ def open_path(path: str | os.PathLike[str], caller: str) -> FileMatrix:
         )
     dtype = header.dtype or torch_dtype(header.stored, caller, name, "a file")
     strides = (itemsize, m * itemsize) if header.by_columns else (n * itemsize, itemsize)
-    return FileMatrix(name, identity, header.stored, dtype, header.offset, (m, n), strides, caller)
+    file_matrix = FileMatrix(
+        name, identity, header.stored, dtype, header.offset, (m, n), strides, caller
+    )
+    return replace(file_matrix, row=tuple(row)) if tensor else file_matrix
+
+
+def tensor_behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:
+    """Describe what a memmap of a tensor shows; None also where it is not in C order."""
+    if not A.size or not A.flags.c_contiguous:
+        return None
+    rows: Any = A.reshape(len(A), -1)
+    file_matrix = behind_memmap(rows, caller)
+    return file_matrix and replace(file_matrix, row=A.shape[1:])
 
 
 def behind_memmap(A: "np.memmap[Any, Any]", caller: str) -> FileMatrix | None:

@@ -1,6 +1,7 @@
 """Tucker decompositions of tensors."""
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,17 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
 from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
-from fastlr.linalg._sources import is_scipy_sparse
+from fastlr.linalg._blocks import Source, tensor_source_of
+from fastlr.linalg._sources import can_be_read_again, is_scipy_sparse
+from fastlr.linalg._tensor_slabs import (
+    Slabs,
+    Small,
+    grown,
+    improved,
+    projected,
+    sketched,
+    with_signs,
+)
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -24,6 +35,9 @@ _METHODS = ("hooi", "st_hosvd", "randomized")
 
 # A masked tensor has converged when a sweep lowers the error by less than this much of itself.
 _MASKED_GAIN = 1e-4
+
+# The tolerance of the small tensor that slabs make is lowered so often.
+_MOST_ATTEMPTS = 4
 
 
 def tucker(
@@ -48,7 +62,11 @@ def tucker(
         Real or complex, d + batch of at least 2. float16 and bfloat16 are computed in float32,
         integers in the default float type. Any strides: a permuted view costs no copy. Or sparse,
         real and on the CPU: of torch (COO, or CSR for a matrix) or SciPy; with `ranks` and "hooi",
-        for all modes. Never written to.
+        for all modes. Or one that need not fit into memory and is read in slabs of consecutive
+        indices of its first mode: a dataset of h5py, zarr or their like, the path of a `.npy` file
+        in C order or of a `.safetensors` file, a memmap in C order of more than 32 MiB, a list or
+        tuple of these or of arrays of at least 2 dimensions, which are slabs, or whatever yields
+        such arrays when it is iterated over; with `tol` an iterator, too. Never written to.
     ranks : int or sequence of int, optional
         Sizes of the core: one for all modes, or one for each of `modes`; at least 1 and at most the
         size of the mode. With `tol`, the largest ones that are tried.
@@ -66,9 +84,10 @@ def tucker(
         They are counted without the batch; negative ones count from the end.
     mask : array or Tensor of bool, shape of X, optional
         Where X is observed; other entries count for nothing, and may be NaN. With `ranks` and
-        "hooi" alone.
+        "hooi" alone, for an X in memory.
     batch_dims : int
-        Leading dimensions of X that are a batch of separate tensors, with the same ranks.
+        Leading dimensions of X, in memory, that are a batch of separate tensors, with the same
+        ranks.
     max_sweeps : int, optional
         Of "hooi". 50 if None, 500 with a mask. A sweep finds every factor once.
     seed : int, torch.Generator or None
@@ -87,10 +106,11 @@ def tucker(
     ValueError
         Neither ranks nor tol; a rank above the size of its mode; modes twice or out of range; tol
         for a batch or with a mask; a mask of another shape, or without any observed entry; an entry
-        that is not finite (its index is named).
+        that is not finite (its index is named). Slabs: of different sizes; a batch or a mask; an
+        iterator without tol; reads that differ; a file that is truncated or was replaced.
     TypeError
         A sparse X that is complex or on a GPU, a mask that is not boolean, numbers of the wrong
-        type.
+        type, slabs of different types.
 
     Warns
     -----
@@ -124,6 +144,17 @@ def tucker(
     other modes' ranks, from random factors; their rows are n × that product in memory.
     ``info.error`` is then √(‖X‖² − ‖core‖²), or √u·‖X‖ where that cancels.
 
+    Slabs have 32 MiB, or one index of more, and a thread reads the next one meanwhile. With ranks X
+    is read three times: sketches of all modes but the first, one step of subspace iteration, and
+    the tensor in the bases that this gives, P, which `method` decomposes in memory: sweeps go on
+    within the span of rank + 10 directions of each mode. With `tol` X is read once: a slab of which
+    the bases so far lose more than their share adds directions; what is left of the tolerance is
+    that of P. For its sake ``info.error`` is measured where no basis grew after the first slab, and
+    otherwise a bound, some percent above the error. Memory: 0.2 GB, or 0.4 GB with `tol`, and P,
+    of n₀·Πl numbers, l = rank + 10 for ranks; to a tolerance l is as large as the slabs need,
+    half as much again as the rank or more. Modes that get no factor are whole in P, and so is the
+    first one. A memmap is an array, in memory as far as it fits, as ``numpy.asarray(X)``.
+
     Not differentiable.
 
     Sources: Vannieuwenhoven, Vandebril, Meerbergen, "A new truncation strategy for the higher-order
@@ -151,6 +182,19 @@ def tucker(
             )
         most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
         return _of_sparse(sparse, ranks, most, as_seed(seed, _CALLER))
+    source = None if isinstance(X, Tensor) else _open_source(X, mask, batch_dims)
+    if source is not None:
+        most = 50 if max_sweeps is None else at_least(max_sweeps, 0, _CALLER, "max_sweeps")
+        target = checked_tol(tol, 0, _CALLER)
+        if target is None and not can_be_read_again(X):
+            raise ValueError(
+                f"{_CALLER}: X is an iterator, which can be read once: only tol takes it; give a "
+                "list of slabs, or an object that can be iterated again"
+            )
+        _check_method(method)
+        slabs = Slabs(source, _CALLER)
+        chosen = _modes(modes, 1 + len(slabs.sizes))
+        return _of_slabs(slabs, chosen, ranks, target, method, most, as_seed(seed, _CALLER))
     adapted = adapt(X, _CALLER, "X", batched=True, complex_=True)
     tensor = adapted.tensor.detach()
     batch = at_least(batch_dims, 0, _CALLER, "batch_dims")
@@ -158,8 +202,7 @@ def tucker(
         raise ValueError(
             f"{_CALLER}: batch_dims must leave a dimension of {tuple(tensor.shape)}, got {batch}"
         )
-    if method not in _METHODS:
-        raise ValueError(f"{_CALLER}: method must be one of {', '.join(_METHODS)}, got {method!r}")
+    _check_method(method)
     chosen = _modes(modes, tensor.dim() - batch)
     target = checked_tol(tol, batch, _CALLER)
     sizes = [tensor.shape[batch + mode] for mode in chosen]
@@ -274,9 +317,94 @@ def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
         core, factors, norm, error, history, converged = _core.sparse_tucker(
             X.indices, X.values, X.sizes, wanted, most, seed
         )
-    _warn(converged, most, None, error)
+    _warn(converged, most, None, error, stacklevel=4)
     told = ("hooi", error, norm, history, len(history) - 1, converged)
     return TuckerTensor._made(core, [*factors], X.numpy, X.dtype, 0, told)
+
+
+def _open_source(X: Any, mask: Any, batch_dims: int) -> Source | None:
+    """What is read in slabs; a memmap that is to be masked or is a batch is an array."""
+    plain = mask is None and not batch_dims
+    if isinstance(X, np.memmap) and not plain:
+        return None
+    source = tensor_source_of(X, _CALLER)
+    if source is not None and not plain:
+        raise ValueError(f"{_CALLER}: an X that is read in slabs takes no mask and no batch_dims")
+    return source
+
+
+def _of_slabs(
+    slabs: Slabs,
+    chosen: list[int],
+    ranks: Any,
+    tol: float | None,
+    method: str,
+    most: int,
+    seed: int,
+) -> TuckerTensor:
+    """Read thrice for ranks, once for a tolerance; then what is left is decomposed in memory."""
+    wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+    later = {mode: r for mode, r in wanted.items() if mode}
+    if tol is None:
+        bases = sketched(slabs, later, seed)
+        # The number of rows, which bounds the first rank, is known by now.
+        wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+        small = projected(slabs, improved(slabs, bases))
+    else:
+        small = grown(slabs, list(later), tol, seed)
+        wanted = _ranks_of_slabs(slabs, chosen, ranks, tol)
+    P, modes = small.tensor, list(wanted)
+    error, history, converged = 0.0, [0.0], True
+    if not (slabs.rows and all(slabs.sizes)):
+        nothing = slabs.zeros(slabs.rows or 0, *slabs.sizes)
+        core, found, _ = _of_nothing(nothing, 0, modes, list(wanted.values()))
+        factors = dict(zip(modes, found, strict=True))
+    else:
+        most_ranks = [min(r, P.shape[mode]) for mode, r in wanted.items()]
+        core, factors, error, history, converged = _of_small(
+            small, modes, most_ranks, tol, method, most, seed
+        )
+        for mode, Q in small.bases.items():
+            core, factors[mode] = with_signs(core, mode, Q @ factors[mode])
+    _warn(converged, most, tol, error, stacklevel=4)
+    told = (method, error, small.norm, history, len(history) - 1, converged)
+    of_modes = [factors.get(mode) for mode in range(P.dim())]
+    return TuckerTensor._made(core, of_modes, slabs.numpy, slabs.dtype, 0, told)
+
+
+def _of_small(
+    small: Small,
+    modes: list[int],
+    ranks: list[int],
+    tol: float | None,
+    method: str,
+    most: int,
+    seed: int,
+) -> tuple[Tensor, dict[int, Tensor], float, list[float], bool]:
+    """The core and the factors of the small tensor, and what is told of the whole one."""
+    left = None if tol is None else small.tolerance(tol)
+    for attempts in reversed(range(_MOST_ATTEMPTS)):
+        core, found, outcomes = decomposed(small.tensor, 0, modes, ranks, left, method, most, seed)
+        factors = dict(zip(modes, found, strict=True))
+        inner, history, converged = outcomes[0][3:]
+        error = small.error(core, factors, inner)
+        history = [*(math.hypot(small.missed, step) for step in history[:-1]), error]
+        if tol is None or left is None:
+            break
+        met, converged = converged, error <= tol * small.norm
+        if converged or not met or not attempts:
+            break
+        left = small.tolerance(tol, inner, error, last=attempts == 1)
+    return core, factors, error, history, converged
+
+
+def _ranks_of_slabs(
+    slabs: Slabs, chosen: list[int], ranks: Any, tol: float | None
+) -> dict[int, int]:
+    """The rank of each mode, in ascending order; any will do for a first one of unknown size."""
+    sizes = [sys.maxsize if slabs.rows is None else slabs.rows, *slabs.sizes]
+    wanted = _ranks(ranks, chosen, [sizes[mode] for mode in chosen], tol)
+    return dict(sorted(zip(chosen, wanted, strict=True)))
 
 
 def _steps(histories: Sequence[list[float]]) -> list[list[float]]:
@@ -326,7 +454,7 @@ def _masked(
         core, factors = _core.tucker_sweep(filled, modes, factors)
 
 
-def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
+def _warn(converged: bool, most: int, tol: float | None, error: float, stacklevel: int = 3) -> None:
     if converged:
         return
     message = (
@@ -334,10 +462,15 @@ def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
         if tol is None
         else f"rounding or ranks keep tol = {tol:g} from being met, the error is {error:.3g}"
     )
-    warnings.warn(f"{_CALLER}: {message}", ConvergenceWarning, stacklevel=3)
+    warnings.warn(f"{_CALLER}: {message}", ConvergenceWarning, stacklevel=stacklevel)
 
 
 # Arguments
+
+
+def _check_method(method: Any) -> None:
+    if method not in _METHODS:
+        raise ValueError(f"{_CALLER}: method must be one of {', '.join(_METHODS)}, got {method!r}")
 
 
 def _modes(modes: Any, dimensions: int) -> list[int]:

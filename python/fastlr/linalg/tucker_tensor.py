@@ -608,8 +608,11 @@ def _times(core: Tensor, batch: int, mode: int, A: Tensor | None) -> Tensor:
         return core
     lead, sizes = core.shape[:batch], core.shape[batch:]
     before, after = math.prod(sizes[:mode]), math.prod(sizes[mode + 1 :])
-    around = core.reshape(*lead, before, sizes[mode], after)
-    product = A.unsqueeze(-3) @ around
+    if after == 1:
+        # One product of matrices, where there would be one with a vector for each fibre.
+        product = core.reshape(*lead, before, sizes[mode]) @ A.mT
+    else:
+        product = A.unsqueeze(-3) @ core.reshape(*lead, before, sizes[mode], after)
     return product.reshape(*lead, *sizes[:mode], A.shape[-2], *sizes[mode + 1 :])
 
 
