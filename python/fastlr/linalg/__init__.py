@@ -26,6 +26,7 @@ from fastlr.linalg.functional_decomposition import (
     FunctionalTuckerInfo,
     functional_tucker,
 )
+from fastlr.linalg.haar import random_orthogonal
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.incremental import IncrementalSVD
 from fastlr.linalg.interpolation import interpolative
@@ -184,6 +185,7 @@ __all__ = [
     "pivoted_qr",
     "projection_dpp",
     "random_matrix",
+    "random_orthogonal",
     "randomized_eigh",
     "randomized_svd",
     "robust_pca",
