@@ -18,6 +18,11 @@ from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
+from fastlr.linalg.diagonalization import (
+    PerturbedEig,
+    PerturbedEigInfo,
+    perturb_then_diagonalize,
+)
 from fastlr.linalg.functional_decomposition import (
     FactorPosterior,
     FunctionalPrediction,
@@ -132,6 +137,8 @@ __all__ = [
     "NMFResult",
     "NormEstimate",
     "PCAInfo",
+    "PerturbedEig",
+    "PerturbedEigInfo",
     "PivotedQRInfo",
     "PivotedQRResult",
     "RankEstimate",
@@ -182,6 +189,7 @@ __all__ = [
     "nystrom",
     "orthonormalize",
     "pca",
+    "perturb_then_diagonalize",
     "pivoted_qr",
     "projection_dpp",
     "random_matrix",

@@ -112,4 +112,5 @@ def _columns(G: Tensor) -> Tensor:
     """The factor Q of G, for a positive diagonal of R, which makes it unique."""
     Q, R = torch.linalg.qr(G)
     diagonal = R.diagonal()
-    return Q * torch.where(diagonal == 0, 1, diagonal.sgn())
+    oriented: Tensor = Q * torch.where(diagonal == 0, 1, diagonal.sgn())
+    return oriented
