@@ -6,6 +6,8 @@ from fastlr.nn.hf import load
 from fastlr.nn.modules import (
     DictionaryLinear,
     InterpolativeLinear,
+    LipschitzLinear,
+    LipschitzResidual,
     LowRankLinear,
     SharedBasisLinear,
     SparseLinear,
@@ -16,6 +18,8 @@ __all__ = [
     "CompressionReport",
     "DictionaryLinear",
     "InterpolativeLinear",
+    "LipschitzLinear",
+    "LipschitzResidual",
     "LowRankLinear",
     "SharedBasisLinear",
     "SparseLinear",

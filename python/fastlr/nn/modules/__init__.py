@@ -1,7 +1,9 @@
-"""Layers that store a linear map in fewer numbers."""
+"""Layers that store a linear map in fewer numbers, or bound it."""
 
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
+from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
+from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
@@ -10,6 +12,8 @@ from fastlr.nn.modules.subset_linear import SubsetLinear
 __all__ = [
     "DictionaryLinear",
     "InterpolativeLinear",
+    "LipschitzLinear",
+    "LipschitzResidual",
     "LowRankLinear",
     "SharedBasisLinear",
     "SparseLinear",
