@@ -5,6 +5,7 @@ from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
+from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
@@ -15,6 +16,7 @@ __all__ = [
     "LipschitzLinear",
     "LipschitzResidual",
     "LowRankLinear",
+    "MaestroLinear",
     "SharedBasisLinear",
     "SparseLinear",
     "SubsetLinear",
