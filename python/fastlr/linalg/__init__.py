@@ -18,6 +18,11 @@ from fastlr.linalg.cross_approximation import CrossInfo, CrossResult, cross
 from fastlr.linalg.cur_decomposition import CURInfo, CURResult, cur
 from fastlr.linalg.cur_index import CURIndex, CURSearchInfo, CURSearchResult
 from fastlr.linalg.density import SpectralDensity, SpectralEstimate, spectral_density
+from fastlr.linalg.diagonalization import (
+    PerturbedEig,
+    PerturbedEigInfo,
+    perturb_then_diagonalize,
+)
 from fastlr.linalg.functional_decomposition import (
     FactorPosterior,
     FunctionalPrediction,
@@ -26,6 +31,7 @@ from fastlr.linalg.functional_decomposition import (
     FunctionalTuckerInfo,
     functional_tucker,
 )
+from fastlr.linalg.haar import random_orthogonal
 from fastlr.linalg.hermitian import EighInfo, EighResult, nystrom, randomized_eigh
 from fastlr.linalg.householder import (
     HouseholderVectors,
@@ -138,6 +144,8 @@ __all__ = [
     "NMFResult",
     "NormEstimate",
     "PCAInfo",
+    "PerturbedEig",
+    "PerturbedEigInfo",
     "PivotedQRInfo",
     "PivotedQRResult",
     "RankEstimate",
@@ -191,9 +199,11 @@ __all__ = [
     "nystrom",
     "orthonormalize",
     "pca",
+    "perturb_then_diagonalize",
     "pivoted_qr",
     "projection_dpp",
     "random_matrix",
+    "random_orthogonal",
     "randomized_eigh",
     "randomized_svd",
     "robust_pca",

@@ -1,8 +1,11 @@
-"""Layers that store a linear map in fewer numbers."""
+"""Layers that store a linear map in fewer numbers, or bound it."""
 
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
+from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
+from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
+from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
@@ -10,7 +13,10 @@ from fastlr.nn.modules.subset_linear import SubsetLinear
 __all__ = [
     "DictionaryLinear",
     "InterpolativeLinear",
+    "LipschitzLinear",
+    "LipschitzResidual",
     "LowRankLinear",
+    "MaestroLinear",
     "SharedBasisLinear",
     "SparseLinear",
     "SubsetLinear",
