@@ -376,9 +376,9 @@ def functional_tucker(
     nu : {0.5, 1.5, 2.5}
         Smoothness of the functions: continuous, or once or twice differentiable.
     length_scale : float or sequence of D floats, optional
-        Of the kernel of each mode, in the units of its coordinates: the correlation of u(t) and
-        u(s) is k(|t − s| / length_scale). If None, those with the largest bound on the evidence
-        are sought; a mode with one coordinate has a power of two near it.
+        Of the kernel of each mode, in the units of its coordinates: the correlation of two
+        values at a distance of r is k(r / length_scale). If None, those with the largest bound on
+        the evidence are sought; a mode with one coordinate has a power of two near it.
     noise_variance : float, optional
         Of the observations; learned if None, which takes more than a handful of them.
     tol : float
