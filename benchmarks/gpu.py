@@ -13,6 +13,7 @@ import itertools
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -318,6 +319,53 @@ def complete(la: Any, repeats: int) -> Iterator[Outcome]:
             (1e-2 if solver == "cg" else 1e4 * 2 * _roundoff(torch.float32)),
             seconds_of(fit, repeats),
             seconds_of(partial(torch.mm, square, square), repeats),
+        )
+
+
+@case
+def tucker(la: Any, repeats: int) -> Iterator[Outcome]:
+    """Sweeps and sequential truncation; the floor is one product with vectors of a mode."""
+    size, rank = 200, 20
+    factors = [la.random_matrix(size, rank, seed=mode) for mode in range(3)]
+    exact = torch.einsum("ia,ja,ka->ijk", *factors)
+    noisy = exact + 0.1 * la.random_matrix(size, size * size, seed=3).reshape(exact.shape)
+    on_gpu, vectors = noisy.cuda(), factors[0].cuda()
+    product = partial(torch.mm, on_gpu.reshape(size, -1).mT, vectors)
+    for method in ("hooi", "st_hosvd"):
+        options = {"method": method, "max_sweeps": 3, "seed": 0}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", la.ConvergenceWarning)
+            errors = [la.tucker(X, rank, **options).info.error for X in (on_gpu, noisy)]
+            seconds = seconds_of(partial(la.tucker, on_gpu, rank, **options), repeats)
+        yield Outcome(
+            f"tucker, {method}, 200³ to 20³, float32: errors, relative",
+            abs(errors[0] - errors[1]) / errors[1],
+            # A minimum is flat: rounding moves the error by its square, and its measure by u.
+            1e3 * _roundoff(torch.float32),
+            seconds,
+            seconds_of(product, repeats),
+        )
+
+
+@case
+def householder(la: Any, repeats: int) -> Iterator[Outcome]:
+    """A product of reflectors and its gradient; the floor is their flops in one product."""
+    size = 1024
+    for dtype in (torch.float32, torch.float64):
+        V = la.random_matrix(size, size, seed=1, dtype=dtype).cuda().requires_grad_()
+        weights = la.random_matrix(size, size, seed=2, dtype=dtype).cuda()
+
+        def both(V: Tensor = V, weights: Tensor = weights) -> None:
+            torch.autograd.grad((la.householder_product(V, lower=True) * weights).sum(), V)
+
+        # 4/3 n³ flops and three times as many for the gradient.
+        wide = torch.empty(8 * size // 3, size, dtype=dtype, device="cuda").normal_()
+        yield Outcome(
+            f"householder_product, {size}², {_short(dtype)}: orthogonality / (√k·u)",
+            _departure(la.householder_product(V.detach(), lower=True)),
+            10,
+            seconds_of(both, repeats),
+            seconds_of(partial(torch.mm, wide, weights), repeats),
         )
 
 
