@@ -2,7 +2,7 @@
 
 All take lower trapezoidal vectors, m × k, and return the first k columns of the product. The floor
 is two matrix products for each block of 32 reflectors forward and six backward, over the rows and
-columns that it changes. `orthogonality` is ‖QᵀQ − I‖_F / (√k·u).
+columns that it changes. `orthogonality` is ‖QᵀQ − I‖₂ / (√k·u).
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def products(V: Tensor) -> None:
 
 def orthogonality(Q: Tensor) -> dict[str, Any]:
     wide = Q.detach().double()
-    departure = float((wide.T @ wide - torch.eye(Q.shape[1], dtype=torch.float64)).norm())
+    eye = torch.eye(Q.shape[1], dtype=torch.float64)
+    departure = float(torch.linalg.matrix_norm(wide.T @ wide - eye, 2))
     return {"orthogonality": f"{departure / (Q.shape[1] ** 0.5 * 2**-24):.2f}"}
 
 

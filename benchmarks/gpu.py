@@ -359,13 +359,16 @@ def householder(la: Any, repeats: int) -> Iterator[Outcome]:
             torch.autograd.grad((la.householder_product(V, lower=True) * weights).sum(), V)
 
         # 4/3 n³ flops and three times as many for the gradient.
-        wide = torch.empty(8 * size // 3, size, dtype=dtype, device="cuda").normal_()
+        flops = torch.empty(8 * size // 3, size, dtype=dtype, device="cuda").normal_()
+        wide = la.householder_product(V.detach(), lower=True).double()
+        eye = torch.eye(size, dtype=torch.float64, device="cuda")
         yield Outcome(
             f"householder_product, {size}², {_short(dtype)}: orthogonality / (√k·u)",
-            _departure(la.householder_product(V.detach(), lower=True)),
+            float(torch.linalg.matrix_norm(wide.T @ wide - eye, 2))
+            / (size**0.5 * _roundoff(dtype)),
             10,
             seconds_of(both, repeats),
-            seconds_of(partial(torch.mm, wide, weights), repeats),
+            seconds_of(partial(torch.mm, flops, weights), repeats),
         )
 
 
