@@ -362,6 +362,7 @@ def householder(la: Any, repeats: int) -> Iterator[Outcome]:
         flops = torch.empty(8 * size // 3, size, dtype=dtype, device="cuda").normal_()
         wide = la.householder_product(V.detach(), lower=True).double()
         eye = torch.eye(size, dtype=torch.float64, device="cuda")
+        departure = float(torch.linalg.matrix_norm(wide.T @ wide - eye, 2))
         yield Outcome(
             f"householder_product, {size}², {_short(dtype)}: orthogonality / (√k·u)",
             float(torch.linalg.matrix_norm(wide.T @ wide - eye, 2))
