@@ -65,17 +65,18 @@ at::Tensor sketch_adjoint(const at::Tensor& Y, c10::string_view kind, int64_t ro
 }
 
 // Some callers of compiled graphs exclude torch's handling of lazily conjugated views, which the algorithms rely on.
-class WithConjugateViews {
+// And autocast must not lower the products within an algorithm.
+class AsWritten {
   static c10::DispatchKeySet views() {
     return c10::DispatchKeySet({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
   }
   c10::impl::LocalDispatchKeySet tls_ = c10::impl::tls_local_dispatch_key_set();
-  c10::impl::ForceDispatchKeyGuard guard_{tls_.included_, tls_.excluded_ - views()};
+  c10::impl::ForceDispatchKeyGuard guard_{tls_.included_, (tls_.excluded_ - views()) | c10::autocast_dispatch_keyset};
 };
 
 Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
                        c10::string_view method, c10::string_view precision, bool center, int64_t seed) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const std::string_view name(method.data(), method.size()), type(precision.data(), precision.size());
   if (A.dim() == 2)
     return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, type, center, seed);
@@ -94,7 +95,7 @@ Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, st
 
 Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
                      std::optional<int64_t> power_iters, bool center, int64_t seed) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   return fastlr::bindings::svd_to_tolerance(fastlr::as_operator(A), tol, most_rank, oversample, power_iters, center,
                                             seed);
 }
@@ -102,13 +103,13 @@ Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> mos
 at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tensor& S, const at::Tensor& Vh,
                         const std::optional<at::Tensor>& gU, const std::optional<at::Tensor>& gS,
                         const std::optional<at::Tensor>& gVh, bool center) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   return fastlr::svd_backward(A, U, S, Vh, gU, gS, gVh, center);
 }
 
 fastlr::bindings::Interpolated interpolative(const at::Tensor& A, std::optional<int64_t> rank,
                                              std::optional<double> tol, bool of_rows, int64_t seed) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   if (A.dim() == 2) return fastlr::bindings::interpolative(fastlr::as_operator(A), rank, tol, of_rows, seed);
   TORCH_CHECK_VALUE(A.dim() > 2, "interpolative: A must have at least 2 dimensions, got shape ", A.sizes());
   TORCH_CHECK_VALUE(rank && !tol, "interpolative: a batch takes a rank and no tol, got shape ", A.sizes());
@@ -124,7 +125,7 @@ at::Tensor numbers(const fastlr::PivotedQr& r) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::Tensor& A, std::optional<int64_t> rank,
                                                                       double tol, std::optional<double> strong,
                                                                       int64_t seed) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const fastlr::PivotedQrOptions options{rank, tol, strong, seed};
   if (A.dim() == 2) {
     const auto r = fastlr::pivoted_qr(A, options);
@@ -149,7 +150,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::
 
 fastlr::bindings::CurFactors cur(const at::Tensor& A, int64_t rank, const std::optional<at::Tensor>& columns,
                                  const std::optional<at::Tensor>& rows, c10::string_view middle, int64_t seed) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   return fastlr::bindings::cur(fastlr::as_operator(A), rank, columns, rows,
                                std::string_view(middle.data(), middle.size()), seed);
 }
@@ -157,14 +158,14 @@ fastlr::bindings::CurFactors cur(const at::Tensor& A, int64_t rank, const std::o
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,
                                                                          int64_t power_iters, int64_t seed,
                                                                          c10::string_view caller) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   auto r = fastlr::joint_factors(matrices, width, power_iters, seed, std::string_view(caller.data(), caller.size()));
   return {r.U, r.S, r.rest, r.norm};
 }
 
 at::Tensor joint_bounds(const at::Tensor& U, const at::Tensor& S, const at::Tensor& rest, const at::Tensor& norm,
                         int64_t rank, double roundoff) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto r = fastlr::joint_bounds({U, S, rest, norm, roundoff}, rank);
   return at::tensor({r.weyl, r.residual, r.estimate}, at::kDouble);
 }
@@ -173,7 +174,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor
                                                                 const at::Tensor& rest, const at::Tensor& norm,
                                                                 int64_t rank, double tol, double roundoff,
                                                                 c10::string_view bound) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto parsed = fastlr::parse_joint_bound(std::string_view(bound.data(), bound.size()));
   auto r = fastlr::cluster_matrices({U, S, rest, norm, roundoff}, rank, tol, parsed);
   return {r.labels, r.errors, r.bases};
@@ -184,14 +185,14 @@ fastlr::ErrorBound error_bound(at::ArrayRef<double> numbers) { return {numbers[0
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> incremental_append(const at::Tensor& core,
                                                                               const at::Tensor& lines, int64_t most,
                                                                               double tol, at::ArrayRef<double> error) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto r = fastlr::append_rows(core, lines, {most, tol}, error_bound(error));
   return {r.rotation, r.core, r.right, at::tensor({r.error.settled, r.error.running, r.error.rounding}, at::kDouble)};
 }
 
 Factors incremental_compress(const at::Tensor& left, const at::Tensor& core, const at::Tensor& right, int64_t least,
                              int64_t most, double tol, at::ArrayRef<double> error) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto r = fastlr::compress(left, core, right, least, {most, tol}, error_bound(error));
   return {r.U, r.S, r.Vh, at::tensor({r.error.settled, r.error.running, r.error.rounding, r.dropped}, at::kDouble)};
 }
@@ -200,7 +201,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_
     const at::Tensor& W, const std::optional<at::Tensor>& left, const std::optional<at::Tensor>& left_vectors,
     const std::optional<at::Tensor>& right, const std::optional<at::Tensor>& right_vectors,
     const std::optional<at::Tensor>& mean, std::optional<int64_t> rank, std::optional<double> tol) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto r = fastlr::weighted_low_rank(W, {left, left_vectors}, {right, right_vectors}, mean, {rank, tol});
   return {
       r.B, r.A, r.S, r.bias,
@@ -214,26 +215,26 @@ std::tuple<at::Tensor, at::Tensor> nonnegative_rows(const at::Tensor& X, const a
 }
 
 at::Tensor householder_product(const at::Tensor& V, int64_t columns, bool lower) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   return unflattened(fastlr::householder_product({flattened(V), lower}, columns), batch_of(V));
 }
 
 at::Tensor householder_apply(const at::Tensor& V, const at::Tensor& X, bool adjoint, bool lower) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   return unflattened(fastlr::householder_apply({flattened(V), lower}, flattened(X), adjoint), batch_of(X));
 }
 
 std::tuple<at::Tensor, at::Tensor> householder_backward(const at::Tensor& V, const at::Tensor& result,
                                                         const at::Tensor& grad, bool adjoint, bool lower,
                                                         bool of_identity) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto [of_V, of_X] =
       fastlr::householder_backward({flattened(V), lower}, flattened(result), flattened(grad), adjoint, of_identity);
   return {unflattened(of_V, batch_of(V)), unflattened(of_X, batch_of(V))};
 }
 
 std::tuple<at::Tensor, at::Tensor> householder_vectors(const at::Tensor& Q) {
-  const WithConjugateViews guard;
+  const AsWritten guard;
   const auto [V, phases] = fastlr::householder_vectors(flattened(Q));
   return {unflattened(V, batch_of(Q)), unflattened(phases, batch_of(Q))};
 }
