@@ -313,6 +313,20 @@ def test_compiles() -> None:
     )
 
 
+def test_autocast_changes_nothing() -> None:
+    V, X = random(20, 10, dtype=torch.float32), random(20, 3, dtype=torch.float32)
+    Q, Y = la.householder_product(V), la.householder_apply(V, X)
+    V.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = la.householder_product(V)
+        got.sum().backward()
+        assert torch.equal(la.householder_apply(V, X), Y)
+        values = la.randomized_svd(X, 3, seed=0).S
+    assert torch.equal(got, Q)
+    # Exact singular values of a thin matrix; bfloat16 would be off by 1e-3.
+    torch.testing.assert_close(values, torch.linalg.svdvals(X), rtol=1e-5, atol=0)
+
+
 def test_nothing_to_do() -> None:
     assert la.householder_product(torch.empty(3, 0)).shape == (3, 0)
     assert torch.equal(la.householder_product(torch.empty(3, 0), 3), torch.eye(3))
