@@ -1,6 +1,6 @@
 """Weights that stay orthogonal, of low rank or bounded while they are trained.
 
-On :mod:`torch.nn.utils.parametrize`: the parameter is a matrix of Householder vectors, which an
+On ``torch.nn.utils.parametrize``: the parameter is a matrix of Householder vectors, which an
 optimiser may move anywhere; the weight is their product, unitary to rounding. What Householder
 vectors cannot say, the phases of columns, is in buffers.
 """
