@@ -217,6 +217,30 @@ SAMPLES = {
         ],
         False,
     ),
+    "householder_product": (
+        [
+            (matrix(40, 35), 35, False),
+            (matrix(9, 4, torch.complex128), 6, True),
+            (matrix(5, 5, torch.float32), 5, True),
+        ],
+        True,
+    ),
+    "householder_apply": (
+        [
+            (matrix(40, 35), matrix(40, 2), False, False),
+            (matrix(9, 4, torch.complex64), matrix(9, 3, torch.complex64), True, True),
+        ],
+        True,
+    ),
+    "householder_backward": (
+        [
+            (matrix(9, 4), matrix(9, 3), matrix(9, 3), adjoint, lower, False)
+            for adjoint in (False, True)
+            for lower in (False, True)
+        ],
+        False,
+    ),
+    "householder_vectors": ([(torch.eye(6, 4, dtype=torch.float64).flip(0),)], False),
     "nonnegative_rows": (
         [
             (*nonnegative_rows(19, 5), 0.1, 4, 0.01),
@@ -273,6 +297,17 @@ EMPTY = {
     "sketch_apply": (torch.empty(0, 5), "srht", 2, 4, 1, 1, 0),
     "sketch_adjoint": (torch.empty(2, 0), "sparse_sign", 2, 4, 1, 1, 0, 4),
     "orthonormalize": (torch.empty(0, 3),),
+    "householder_product": (torch.empty(3, 0), 2, False),
+    "householder_apply": (torch.empty(3, 0), torch.ones(3, 2), False, False),
+    "householder_backward": (
+        torch.empty(3, 0),
+        torch.ones(3, 2),
+        torch.ones(3, 2),
+        False,
+        False,
+        False,
+    ),
+    "householder_vectors": (torch.empty(3, 0),),
     "nonnegative_rows": (torch.empty(0, 3), torch.eye(3), torch.empty(0, 3), 0.0, 2, 0.0),
     "randomized_svd": (torch.empty(4, 0), 1, 0, None, "subspace", "full", False, 0),
 }
