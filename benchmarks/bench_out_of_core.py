@@ -92,7 +92,7 @@ def quality(path: Path) -> Any:
 
 
 @contextmanager
-def file_of(gigabytes: float) -> Iterator[Path]:
+def file_of(write: Callable[[Path, float], None], gigabytes: float) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "A.npy"
         write(path, gigabytes)
@@ -102,7 +102,7 @@ def file_of(gigabytes: float) -> Iterator[Path]:
 def main() -> None:
     with (
         Session(__doc__, repeats=3, options={"gigabytes": 8.0}) as session,
-        file_of(session.options.gigabytes) as path,
+        file_of(write, session.options.gigabytes) as path,
     ):
         rows = np.load(path, mmap_mode="r").shape[0]
         session.table(

@@ -12,9 +12,7 @@ the mapping count as resident.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 
 import fastlr.linalg as la
-from bench_out_of_core import forget, resident_of
+from bench_out_of_core import file_of, forget, resident_of
 from harness import Case, Session
 
 SIDE, RANK, WIDTH = 500, 20, 30
@@ -95,18 +93,10 @@ def quality(run: Callable[[Path], Any], path: Path) -> Any:
     return columns
 
 
-@contextmanager
-def file_of(gigabytes: float) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "X.npy"
-        write(path, gigabytes)
-        yield path
-
-
 def main() -> None:
     with (
         Session(__doc__, repeats=3, options={"gigabytes": 2.0}) as session,
-        file_of(session.options.gigabytes) as path,
+        file_of(write, session.options.gigabytes) as path,
     ):
         rows = np.load(path, mmap_mode="r").shape[0]
         shape = f"{rows:,} × {SIDE} × {SIDE} float32 in a file"

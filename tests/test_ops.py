@@ -5,6 +5,7 @@ import torch
 
 import fastlr
 import fastlr.linalg  # registers the operators
+import fastlr.linalg as la
 from fastlr.linalg.bit_mask import pack_mask
 from references import unit_roundoff
 
@@ -344,6 +345,36 @@ def test_every_operator_has_samples():
 @pytest.mark.parametrize(("name", "sample"), cases)
 def test_opcheck(name, sample):
     torch.library.opcheck(getattr(OPS, name).default, sample)
+
+
+# Of a sparse layer: it takes its product in the lower type, as a dense layer does.
+LOWERED = ("sparse_linear",)
+
+
+@pytest.mark.parametrize(
+    ("name", "sample"), [case for case in cases if case.values[0] not in LOWERED]
+)
+def test_autocast_changes_nothing(name, sample):
+    expected = run(name, sample)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run(name, sample)
+    for a, b in zip(got, expected, strict=True):
+        # Memory that is laid out otherwise may add up otherwise: rounding, and no bfloat16.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_autocast_changes_nothing_behind_the_operators():
+    X = matrix(20, 60, torch.float32).abs()
+    calls = (
+        lambda: la.tucker(X.reshape(20, 6, 10), 3, seed=0).core,
+        lambda: la.lstsq(X.mT, X[0])[0],
+        lambda: la.streaming_svd(X, 5, seed=0)[1],
+    )
+    for call in calls:
+        expected = call()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = call()
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, smooth) in SAMPLES.items() if smooth])

@@ -13,6 +13,8 @@
 
 #include <fastlr/completion.hpp>
 
+#include "guards.hpp"
+
 namespace fastlr::bindings {
 
 // offsets, columns, values, weights, width
@@ -44,7 +46,6 @@ inline Completed completed(const Completion& r) {
 
 inline void define_completion(pybind11::module_& module) {
   namespace py = pybind11;
-  using Released = py::call_guard<py::gil_scoped_release>;
   module.def(
       "observed_rows",
       [](const at::Tensor& rows, const at::Tensor& columns, const at::Tensor& values,

@@ -25,6 +25,7 @@
 #include "completion.hpp"
 #include "tucker.hpp"
 #include "cur.hpp"
+#include "guards.hpp"
 #include "hermitian.hpp"
 #include "incremental.hpp"
 #include "interpolative.hpp"
@@ -36,6 +37,7 @@ namespace py = pybind11;
 using fastlr::LinearOperator;
 using fastlr::bindings::PythonOperator;
 using fastlr::bindings::PythonRowBlocks;
+using fastlr::bindings::Released;
 
 namespace {
 
@@ -82,7 +84,6 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("counter"), py::arg("key"), "The four words of Philox4x32-10 at a counter, for a key.");
 
-  using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<LinearOperator, std::shared_ptr<LinearOperator>>(
       module, "Operator", "A matrix known by its products, as the core calls them back.")
       .def_property_readonly("shape", [](const LinearOperator& A) { return py::make_tuple(A.rows(), A.columns()); })

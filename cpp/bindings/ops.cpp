@@ -22,6 +22,7 @@
 
 #include "batches.hpp"
 #include "cur.hpp"
+#include "guards.hpp"
 #include "interpolative.hpp"
 #include "svd.hpp"
 
@@ -30,6 +31,7 @@ namespace {
 using fastlr::bindings::batch_of;
 using fastlr::bindings::Factors;
 using fastlr::bindings::flattened;
+using fastlr::bindings::Guarded;
 using fastlr::bindings::unflattened;
 
 at::Tensor random_matrix(int64_t rows, int64_t columns, c10::string_view kind, int64_t seed, int64_t row0,
@@ -64,19 +66,8 @@ at::Tensor sketch_adjoint(const at::Tensor& Y, c10::string_view kind, int64_t ro
   return sketch_operator(kind, rows, columns, seed, nonzeros).apply_adjoint(Y, first, count);
 }
 
-// Some callers of compiled graphs exclude torch's handling of lazily conjugated views, which the algorithms rely on.
-// And autocast must not lower the products within an algorithm.
-class AsWritten {
-  static c10::DispatchKeySet views() {
-    return c10::DispatchKeySet({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
-  }
-  c10::impl::LocalDispatchKeySet tls_ = c10::impl::tls_local_dispatch_key_set();
-  c10::impl::ForceDispatchKeyGuard guard_{tls_.included_, (tls_.excluded_ - views()) | c10::autocast_dispatch_keyset};
-};
-
 Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, std::optional<int64_t> power_iters,
                        c10::string_view method, c10::string_view precision, bool center, int64_t seed) {
-  const AsWritten guard;
   const std::string_view name(method.data(), method.size()), type(precision.data(), precision.size());
   if (A.dim() == 2)
     return fastlr::bindings::svd(fastlr::as_operator(A), rank, oversample, power_iters, name, type, center, seed);
@@ -95,7 +86,6 @@ Factors randomized_svd(const at::Tensor& A, int64_t rank, int64_t oversample, st
 
 Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> most_rank, int64_t oversample,
                      std::optional<int64_t> power_iters, bool center, int64_t seed) {
-  const AsWritten guard;
   return fastlr::bindings::svd_to_tolerance(fastlr::as_operator(A), tol, most_rank, oversample, power_iters, center,
                                             seed);
 }
@@ -103,13 +93,11 @@ Factors adaptive_svd(const at::Tensor& A, double tol, std::optional<int64_t> mos
 at::Tensor svd_backward(const at::Tensor& A, const at::Tensor& U, const at::Tensor& S, const at::Tensor& Vh,
                         const std::optional<at::Tensor>& gU, const std::optional<at::Tensor>& gS,
                         const std::optional<at::Tensor>& gVh, bool center) {
-  const AsWritten guard;
   return fastlr::svd_backward(A, U, S, Vh, gU, gS, gVh, center);
 }
 
 fastlr::bindings::Interpolated interpolative(const at::Tensor& A, std::optional<int64_t> rank,
                                              std::optional<double> tol, bool of_rows, int64_t seed) {
-  const AsWritten guard;
   if (A.dim() == 2) return fastlr::bindings::interpolative(fastlr::as_operator(A), rank, tol, of_rows, seed);
   TORCH_CHECK_VALUE(A.dim() > 2, "interpolative: A must have at least 2 dimensions, got shape ", A.sizes());
   TORCH_CHECK_VALUE(rank && !tol, "interpolative: a batch takes a rank and no tol, got shape ", A.sizes());
@@ -125,7 +113,6 @@ at::Tensor numbers(const fastlr::PivotedQr& r) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::Tensor& A, std::optional<int64_t> rank,
                                                                       double tol, std::optional<double> strong,
                                                                       int64_t seed) {
-  const AsWritten guard;
   const fastlr::PivotedQrOptions options{rank, tol, strong, seed};
   if (A.dim() == 2) {
     const auto r = fastlr::pivoted_qr(A, options);
@@ -150,7 +137,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> pivoted_qr(const at::
 
 fastlr::bindings::CurFactors cur(const at::Tensor& A, int64_t rank, const std::optional<at::Tensor>& columns,
                                  const std::optional<at::Tensor>& rows, c10::string_view middle, int64_t seed) {
-  const AsWritten guard;
   return fastlr::bindings::cur(fastlr::as_operator(A), rank, columns, rows,
                                std::string_view(middle.data(), middle.size()), seed);
 }
@@ -158,14 +144,12 @@ fastlr::bindings::CurFactors cur(const at::Tensor& A, int64_t rank, const std::o
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> joint_factors(at::TensorList matrices, int64_t width,
                                                                          int64_t power_iters, int64_t seed,
                                                                          c10::string_view caller) {
-  const AsWritten guard;
   auto r = fastlr::joint_factors(matrices, width, power_iters, seed, std::string_view(caller.data(), caller.size()));
   return {r.U, r.S, r.rest, r.norm};
 }
 
 at::Tensor joint_bounds(const at::Tensor& U, const at::Tensor& S, const at::Tensor& rest, const at::Tensor& norm,
                         int64_t rank, double roundoff) {
-  const AsWritten guard;
   const auto r = fastlr::joint_bounds({U, S, rest, norm, roundoff}, rank);
   return at::tensor({r.weyl, r.residual, r.estimate}, at::kDouble);
 }
@@ -174,7 +158,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> cluster_matrices(const at::Tensor
                                                                 const at::Tensor& rest, const at::Tensor& norm,
                                                                 int64_t rank, double tol, double roundoff,
                                                                 c10::string_view bound) {
-  const AsWritten guard;
   const auto parsed = fastlr::parse_joint_bound(std::string_view(bound.data(), bound.size()));
   auto r = fastlr::cluster_matrices({U, S, rest, norm, roundoff}, rank, tol, parsed);
   return {r.labels, r.errors, r.bases};
@@ -185,14 +168,12 @@ fastlr::ErrorBound error_bound(at::ArrayRef<double> numbers) { return {numbers[0
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> incremental_append(const at::Tensor& core,
                                                                               const at::Tensor& lines, int64_t most,
                                                                               double tol, at::ArrayRef<double> error) {
-  const AsWritten guard;
   const auto r = fastlr::append_rows(core, lines, {most, tol}, error_bound(error));
   return {r.rotation, r.core, r.right, at::tensor({r.error.settled, r.error.running, r.error.rounding}, at::kDouble)};
 }
 
 Factors incremental_compress(const at::Tensor& left, const at::Tensor& core, const at::Tensor& right, int64_t least,
                              int64_t most, double tol, at::ArrayRef<double> error) {
-  const AsWritten guard;
   const auto r = fastlr::compress(left, core, right, least, {most, tol}, error_bound(error));
   return {r.U, r.S, r.Vh, at::tensor({r.error.settled, r.error.running, r.error.rounding, r.dropped}, at::kDouble)};
 }
@@ -201,7 +182,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> weighted_
     const at::Tensor& W, const std::optional<at::Tensor>& left, const std::optional<at::Tensor>& left_vectors,
     const std::optional<at::Tensor>& right, const std::optional<at::Tensor>& right_vectors,
     const std::optional<at::Tensor>& mean, std::optional<int64_t> rank, std::optional<double> tol) {
-  const AsWritten guard;
   const auto r = fastlr::weighted_low_rank(W, {left, left_vectors}, {right, right_vectors}, mean, {rank, tol});
   return {
       r.B, r.A, r.S, r.bias,
@@ -215,26 +195,22 @@ std::tuple<at::Tensor, at::Tensor> nonnegative_rows(const at::Tensor& X, const a
 }
 
 at::Tensor householder_product(const at::Tensor& V, int64_t columns, bool lower) {
-  const AsWritten guard;
   return unflattened(fastlr::householder_product({flattened(V), lower}, columns), batch_of(V));
 }
 
 at::Tensor householder_apply(const at::Tensor& V, const at::Tensor& X, bool adjoint, bool lower) {
-  const AsWritten guard;
   return unflattened(fastlr::householder_apply({flattened(V), lower}, flattened(X), adjoint), batch_of(X));
 }
 
 std::tuple<at::Tensor, at::Tensor> householder_backward(const at::Tensor& V, const at::Tensor& result,
                                                         const at::Tensor& grad, bool adjoint, bool lower,
                                                         bool of_identity) {
-  const AsWritten guard;
   const auto [of_V, of_X] =
       fastlr::householder_backward({flattened(V), lower}, flattened(result), flattened(grad), adjoint, of_identity);
   return {unflattened(of_V, batch_of(V)), unflattened(of_X, batch_of(V))};
 }
 
 std::tuple<at::Tensor, at::Tensor> householder_vectors(const at::Tensor& Q) {
-  const AsWritten guard;
   const auto [V, phases] = fastlr::householder_vectors(flattened(Q));
   return {unflattened(V, batch_of(Q)), unflattened(phases, batch_of(Q))};
 }
@@ -252,33 +228,33 @@ at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values,
 }
 
 void register_kernels(torch::Library& library) {
-  library.impl("gaussian_product", TORCH_FN(gaussian_product));
-  library.impl("sketch_apply", TORCH_FN(sketch_apply));
-  library.impl("sketch_adjoint", TORCH_FN(sketch_adjoint));
-  library.impl("orthonormalize", TORCH_FN(fastlr::orthonormalize));
-  library.impl("interpolative", TORCH_FN(interpolative));
-  library.impl("pivoted_qr", TORCH_FN(pivoted_qr));
-  library.impl("cur", TORCH_FN(cur));
-  library.impl("randomized_svd", TORCH_FN(randomized_svd));
-  library.impl("adaptive_svd", TORCH_FN(adaptive_svd));
-  library.impl("svd_backward", TORCH_FN(svd_backward));
-  library.impl("joint_factors", TORCH_FN(joint_factors));
-  library.impl("joint_bounds", TORCH_FN(joint_bounds));
-  library.impl("cluster_matrices", TORCH_FN(cluster_matrices));
-  library.impl("incremental_append", TORCH_FN(incremental_append));
-  library.impl("incremental_compose", TORCH_FN(fastlr::compose));
-  library.impl("incremental_compress", TORCH_FN(incremental_compress));
-  library.impl("weighted_low_rank", TORCH_FN(weighted_low_rank));
-  library.impl("nonnegative_rows", TORCH_FN(nonnegative_rows));
-  library.impl("householder_product", TORCH_FN(householder_product));
-  library.impl("householder_apply", TORCH_FN(householder_apply));
-  library.impl("householder_backward", TORCH_FN(householder_backward));
-  library.impl("householder_vectors", TORCH_FN(householder_vectors));
-  library.impl("sparse_expand", TORCH_FN(fastlr::sparse_expand));
-  library.impl("sparse_gather", TORCH_FN(fastlr::sparse_gather));
-  library.impl("sparse_linear", TORCH_FN(fastlr::sparse_linear));
-  library.impl("sparse_linear_adjoint", TORCH_FN(fastlr::sparse_linear_adjoint));
-  library.impl("sparse_products", TORCH_FN(fastlr::sparse_products));
+  library.impl("gaussian_product", TORCH_FN(Guarded<gaussian_product>::call));
+  library.impl("sketch_apply", TORCH_FN(Guarded<sketch_apply>::call));
+  library.impl("sketch_adjoint", TORCH_FN(Guarded<sketch_adjoint>::call));
+  library.impl("orthonormalize", TORCH_FN(Guarded<fastlr::orthonormalize>::call));
+  library.impl("interpolative", TORCH_FN(Guarded<interpolative>::call));
+  library.impl("pivoted_qr", TORCH_FN(Guarded<pivoted_qr>::call));
+  library.impl("cur", TORCH_FN(Guarded<cur>::call));
+  library.impl("randomized_svd", TORCH_FN(Guarded<randomized_svd>::call));
+  library.impl("adaptive_svd", TORCH_FN(Guarded<adaptive_svd>::call));
+  library.impl("svd_backward", TORCH_FN(Guarded<svd_backward>::call));
+  library.impl("joint_factors", TORCH_FN(Guarded<joint_factors>::call));
+  library.impl("joint_bounds", TORCH_FN(Guarded<joint_bounds>::call));
+  library.impl("cluster_matrices", TORCH_FN(Guarded<cluster_matrices>::call));
+  library.impl("incremental_append", TORCH_FN(Guarded<incremental_append>::call));
+  library.impl("incremental_compose", TORCH_FN(Guarded<fastlr::compose>::call));
+  library.impl("incremental_compress", TORCH_FN(Guarded<incremental_compress>::call));
+  library.impl("weighted_low_rank", TORCH_FN(Guarded<weighted_low_rank>::call));
+  library.impl("nonnegative_rows", TORCH_FN(Guarded<nonnegative_rows>::call));
+  library.impl("householder_product", TORCH_FN(Guarded<householder_product>::call));
+  library.impl("householder_apply", TORCH_FN(Guarded<householder_apply>::call));
+  library.impl("householder_backward", TORCH_FN(Guarded<householder_backward>::call));
+  library.impl("householder_vectors", TORCH_FN(Guarded<householder_vectors>::call));
+  library.impl("sparse_expand", TORCH_FN(Guarded<fastlr::sparse_expand>::call));
+  library.impl("sparse_gather", TORCH_FN(Guarded<fastlr::sparse_gather>::call));
+  library.impl("sparse_linear", TORCH_FN(Guarded<fastlr::sparse_linear>::call));
+  library.impl("sparse_linear_adjoint", TORCH_FN(Guarded<fastlr::sparse_linear_adjoint>::call));
+  library.impl("sparse_products", TORCH_FN(Guarded<fastlr::sparse_products>::call));
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 
 #include <fastlr/streaming_svd.hpp>
 
+#include "guards.hpp"
+
 namespace fastlr::bindings {
 
 using Weights = std::optional<at::Tensor>;
@@ -37,7 +39,6 @@ inline Streamed streamed(const StreamedSvd& r) {
 
 inline void define_streaming(pybind11::module_& module) {
   namespace py = pybind11;
-  using Released = py::call_guard<py::gil_scoped_release>;
   const auto tuple_of = [](const OnePassSketch& r) { return Sketch{r.co, r.gram, r.exponent}; };
   module.def(
       "empty_sketch",

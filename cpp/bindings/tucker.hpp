@@ -13,6 +13,8 @@
 
 #include <fastlr/tucker.hpp>
 
+#include "guards.hpp"
+
 namespace fastlr::bindings {
 
 // core, factors, norm, error, errors of the start and the sweeps, converged
@@ -25,7 +27,6 @@ inline TuckerMethod tucker_method_of(const std::string& name) {
 
 inline void define_tucker(pybind11::module_& module) {
   namespace py = pybind11;
-  using Released = py::call_guard<py::gil_scoped_release>;
   module.def(
       "tucker",
       [](const at::Tensor& X, std::vector<int64_t> modes, std::vector<int64_t> ranks, std::optional<double> tol,

@@ -45,18 +45,14 @@ at::Tensor lowered(const at::Tensor& V, const at::Tensor& e) {
 // The high part of A has so few bits, in units of the largest entry along `dim`, that sums of `terms` products of two
 // such parts are exact.
 Double sliced(const at::Tensor& A, int64_t dim, int64_t terms) {
-  if (A.is_complex()) {
-    const auto parts = at::view_as_real(A.contiguous());
-    const auto far = dim < 0 ? dim - 1 : dim;
-    const auto largest = parts.abs().amax({far, -1}, true);
-    const auto bits = (53 - static_cast<int64_t>(std::bit_width(static_cast<uint64_t>(2 * terms)))) / 2;
-    const auto shift = 1.5 * power_of_two(exponents(largest) + (53 - bits));
-    const auto high = at::view_as_complex((parts + shift) - shift);
-    return {high, A - high};
-  }
-  const auto bits = (53 - static_cast<int64_t>(std::bit_width(static_cast<uint64_t>(terms)))) / 2;
-  const auto shift = 1.5 * power_of_two(exponents(A.abs().amax(dim, true)) + (53 - bits));
-  const auto high = (A + shift) - shift;
+  const auto complex = A.is_complex();
+  const auto parts = complex ? at::view_as_real(A.contiguous()) : A;
+  const auto largest = complex ? parts.abs().amax(-1).amax(dim, true).unsqueeze(-1) : parts.abs().amax(dim, true);
+  const auto added = static_cast<uint64_t>(complex ? 2 * terms : terms);
+  const auto bits = (53 - static_cast<int64_t>(std::bit_width(added))) / 2;
+  const auto shift = 1.5 * power_of_two(exponents(largest) + (53 - bits));
+  const auto rounded = (parts + shift) - shift;
+  const auto high = complex ? at::view_as_complex(rounded) : rounded;
   return {high, A - high};
 }
 

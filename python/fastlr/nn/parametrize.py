@@ -33,14 +33,13 @@ class _Orthogonal(nn.Module):
         self.wide = weight.shape[0] < weight.shape[1]
         m, k = max(weight.shape), min(weight.shape)
         self.reflections = reflections
-        like = weight.detach()
         # All columns, up to their phases, are products of k reflectors. Fewer move given ones.
         if reflections is None:
-            self.register_buffer("phases", torch.ones_like(like[0, :1]).expand(k).clone())
+            self.register_buffer("phases", weight.new_ones(k))
             self.register_buffer("base", None)
         else:
             self.register_buffer("phases", None)
-            self.register_buffer("base", torch.zeros_like(like).reshape(m, k))
+            self.register_buffer("base", weight.new_zeros(m, k))
 
     def forward(self, V: Tensor) -> Tensor:
         Q: Tensor
@@ -79,7 +78,7 @@ class _Factored(nn.Module):
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
         self.rank = rank
-        self.register_buffer("phases", torch.ones_like(weight.detach()[0, :1]).expand(rank).clone())
+        self.register_buffer("phases", weight.new_ones(rank))
 
     def product(self, of_U: Tensor, s: Tensor, of_V: Tensor) -> Tensor:
         U = householder_product(of_U, lower=True)
