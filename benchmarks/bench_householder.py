@@ -1,12 +1,15 @@
-"""Products of Householder reflectors and their gradient, against torch's.
+"""Products of Householder reflectors and their gradient, against torch's and other packages'.
 
-All take lower trapezoidal vectors, m × k, and return the first k columns of the product. The floor
-is two matrix products for each block of 32 reflectors forward and six backward, over the rows and
+All but geotorch take lower trapezoidal vectors, m × k, and return the first k columns of the
+product; geotorch's parameterization of such columns is the exponential of a skew matrix. The floor
+is two matrix products for each block of 64 reflectors forward and six backward, over the rows and
 columns that it changes. `orthogonality` is ‖QᵀQ − I‖₂ / (√k·u).
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,8 +20,8 @@ from torch import Tensor
 import fastlr.linalg as la
 from harness import Case, Session
 
-SHAPES = [(512, 64), (512, 256), (512, 512), (2048, 256), (2048, 1024)]
-WIDTH = 32
+SHAPES = [(512, 64), (512, 256), (512, 512), (2048, 256), (2048, 1024), (2048, 2048)]
+WIDTH = 64
 
 
 def by_torch(V: Tensor) -> Tensor:
@@ -55,28 +58,39 @@ def main() -> None:
                 product: Callable[[Tensor], Tensor], V: Tensor = V, weights: Tensor = weights
             ) -> Tensor:
                 Q = product(V)
-                torch.autograd.grad((Q * weights).sum(), V)
+                torch.autograd.grad(Q, V, weights)
                 return Q
 
+            def case(
+                name: str, product: Callable[[Tensor], Tensor], both: Callable[..., Tensor] = both
+            ) -> Case:
+                return Case(name, lambda: both(product), orthogonality)
+
+            cases = [
+                case("fastlr, lower", partial(la.householder_product, lower=True)),
+                case("fastlr, all of V", la.householder_product),
+                case("torch.linalg.householder_product", by_torch),
+            ]
+            if importlib.util.find_spec("torch_householder"):
+                peer = importlib.import_module("torch_householder")
+                cases.append(case("torch_householder_orgqr", peer.torch_householder_orgqr))
+            if importlib.util.find_spec("geotorch"):
+                peer = importlib.import_module("geotorch")
+                layer = torch.nn.Linear(k, m, bias=False)
+                peer.orthogonal(layer, "weight")
+                parameter = layer.parametrizations["weight"].original
+
+                def by_geotorch(
+                    layer: Any = layer, parameter: Tensor = parameter, weights: Tensor = weights
+                ) -> Tensor:
+                    Q: Tensor = layer.weight
+                    torch.autograd.grad(Q, parameter, weights)
+                    return Q
+
+                cases.append(Case("geotorch.orthogonal", by_geotorch, orthogonality))
             session.table(
                 f"householder_product {m} × {k} float32, forward and backward",
-                [
-                    Case(
-                        "fastlr, lower",
-                        lambda both=both: both(partial(la.householder_product, lower=True)),
-                        orthogonality,
-                    ),
-                    Case(
-                        "fastlr, all of V",
-                        lambda both=both: both(la.householder_product),
-                        orthogonality,
-                    ),
-                    Case(
-                        "torch.linalg.householder_product",
-                        lambda both=both: both(by_torch),
-                        orthogonality,
-                    ),
-                ],
+                cases,
                 floor=Case("floor: the products", lambda V=V: products(V.detach())),
             )
 

@@ -16,6 +16,11 @@ def matrix(m, n, dtype=torch.float64):
     return torch.randn(m, n, dtype=dtype, generator=torch.Generator().manual_seed(m + 100 * n))
 
 
+def reflectors(V, lower):
+    """V and its factors."""
+    return V, *torch.ops.fastlr.householder_product(V, 0, lower)[1:]
+
+
 def svd_gradients(m, n, dtype=torch.float64):
     """A matrix, three of its singular triplets, and a gradient for each factor."""
     A = matrix(m, n, dtype)
@@ -220,9 +225,9 @@ SAMPLES = {
     ),
     "householder_product": (
         [
-            (matrix(40, 35), 35, False),
+            (matrix(90, 70), 35, False),
             (matrix(9, 4, torch.complex128), 6, True),
-            (matrix(5, 5, torch.float32), 5, True),
+            (matrix(5, 5, torch.float32).expand(2, 3, 5, 5), 5, True),
         ],
         True,
     ),
@@ -235,7 +240,7 @@ SAMPLES = {
     ),
     "householder_backward": (
         [
-            (matrix(9, 4), matrix(9, 3), matrix(9, 3), adjoint, lower, False)
+            (*reflectors(matrix(9, 4), lower), matrix(9, 3), matrix(9, 3), adjoint, lower, False)
             for adjoint in (False, True)
             for lower in (False, True)
         ],
@@ -301,7 +306,7 @@ EMPTY = {
     "householder_product": (torch.empty(3, 0), 2, False),
     "householder_apply": (torch.empty(3, 0), torch.ones(3, 2), False, False),
     "householder_backward": (
-        torch.empty(3, 0),
+        *reflectors(torch.empty(3, 0), False),
         torch.ones(3, 2),
         torch.ones(3, 2),
         False,

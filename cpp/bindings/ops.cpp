@@ -194,19 +194,27 @@ std::tuple<at::Tensor, at::Tensor> nonnegative_rows(const at::Tensor& X, const a
   return {r.X, at::tensor({r.decrease, r.before, r.after}, at::kDouble)};
 }
 
-at::Tensor householder_product(const at::Tensor& V, int64_t columns, bool lower) {
-  return unflattened(fastlr::householder_product({flattened(V), lower}, columns), batch_of(V));
+std::tuple<at::Tensor, at::Tensor, at::Tensor> householder_product(const at::Tensor& V, int64_t columns, bool lower) {
+  const fastlr::Reflectors reflectors{flattened(V), lower};
+  const auto factors = fastlr::householder_factors(reflectors);
+  const auto Q = fastlr::householder_product(reflectors, factors, columns);
+  return {unflattened(Q, batch_of(V)), factors.T, factors.exponents};
 }
 
-at::Tensor householder_apply(const at::Tensor& V, const at::Tensor& X, bool adjoint, bool lower) {
-  return unflattened(fastlr::householder_apply({flattened(V), lower}, flattened(X), adjoint), batch_of(X));
+std::tuple<at::Tensor, at::Tensor, at::Tensor> householder_apply(const at::Tensor& V, const at::Tensor& X, bool adjoint,
+                                                                 bool lower) {
+  const fastlr::Reflectors reflectors{flattened(V), lower};
+  const auto factors = fastlr::householder_factors(reflectors);
+  const auto result = fastlr::householder_apply(reflectors, factors, flattened(X), adjoint);
+  return {unflattened(result, batch_of(X)), factors.T, factors.exponents};
 }
 
-std::tuple<at::Tensor, at::Tensor> householder_backward(const at::Tensor& V, const at::Tensor& result,
+std::tuple<at::Tensor, at::Tensor> householder_backward(const at::Tensor& V, const at::Tensor& T,
+                                                        const at::Tensor& exponents, const at::Tensor& result,
                                                         const at::Tensor& grad, bool adjoint, bool lower,
                                                         bool of_identity) {
-  const auto [of_V, of_X] =
-      fastlr::householder_backward({flattened(V), lower}, flattened(result), flattened(grad), adjoint, of_identity);
+  const auto [of_V, of_X] = fastlr::householder_backward({flattened(V), lower}, {T, exponents}, flattened(result),
+                                                         flattened(grad), adjoint, of_identity);
   return {unflattened(of_V, batch_of(V)), unflattened(of_X, batch_of(V))};
 }
 
@@ -295,10 +303,10 @@ TORCH_LIBRARY(fastlr, library) {
       "Tensor? mean, int? rank, float? tol) -> (Tensor B, Tensor A, Tensor S, Tensor bias, Tensor info)");
   def("nonnegative_rows(Tensor X, Tensor G, Tensor B, float penalty, int passes, float tol) -> "
       "(Tensor X, Tensor info)");
-  def("householder_product(Tensor V, SymInt columns, bool lower) -> Tensor");
-  def("householder_apply(Tensor V, Tensor X, bool adjoint, bool lower) -> Tensor");
-  def("householder_backward(Tensor V, Tensor result, Tensor grad, bool adjoint, bool lower, bool of_identity) -> "
-      "(Tensor, Tensor)");
+  def("householder_product(Tensor V, SymInt columns, bool lower) -> (Tensor Q, Tensor T, Tensor exponents)");
+  def("householder_apply(Tensor V, Tensor X, bool adjoint, bool lower) -> (Tensor, Tensor T, Tensor exponents)");
+  def("householder_backward(Tensor V, Tensor T, Tensor exponents, Tensor result, Tensor grad, bool adjoint, "
+      "bool lower, bool of_identity) -> (Tensor, Tensor)");
   def("householder_vectors(Tensor Q) -> (Tensor vectors, Tensor phases)");
   def("sparse_expand(Tensor values, Tensor mask, SymInt columns) -> Tensor");
   def("sparse_gather(Tensor matrix, Tensor mask, SymInt nonzeros) -> Tensor");

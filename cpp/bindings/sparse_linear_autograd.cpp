@@ -1,4 +1,4 @@
-// The gradients of sparse_linear. Those of the other operators are in python/fastlr/_ops.py; a step of decoding cannot
+// The gradients of sparse_linear. Those of most operators are in python/fastlr/_ops.py; a step of decoding cannot
 // wait for Python to find that no gradient is wanted.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>

@@ -12,12 +12,13 @@
 #include <vector>
 
 #include "checks.hpp"
+#include "reflector_blocks.hpp"
 
 namespace fastlr {
 namespace {
 
 // Vectors of a block: enough for fast matrix products, few enough for what is done in twice the precision.
-constexpr int64_t kWidth = 32;
+constexpr int64_t kWidth = 64;
 
 // Rows whose products are added up at once.
 constexpr int64_t kRows = 128;
@@ -35,11 +36,16 @@ at::Tensor power_of_two(const at::Tensor& e) {
 // For each column the e with its largest entry, or its norm, in [2^(e-1), 2^e); 0 for zero.
 at::Tensor exponents(const at::Tensor& magnitudes) { return std::get<1>(at::frexp(magnitudes)); }
 
-// V * 2^-e, in two steps, as 2^-e alone may overflow.
-at::Tensor lowered(const at::Tensor& V, const at::Tensor& e) {
+// 2^-e in two factors, as it may overflow itself.
+std::pair<at::Tensor, at::Tensor> lowering(const at::Tensor& e, at::ScalarType type) {
   const auto half = e.div(2, "floor");
-  const auto type = at::toRealValueType(V.scalar_type());
-  return V * power_of_two(-half).to(type) * power_of_two(half - e).to(type);
+  return {power_of_two(-half).to(type), power_of_two(half - e).to(type)};
+}
+
+// V * 2^-e
+at::Tensor lowered(const at::Tensor& V, const at::Tensor& e) {
+  const auto [first, second] = lowering(e, at::toRealValueType(V.scalar_type()));
+  return (V * first).mul_(second);
 }
 
 // The high part of A has so few bits, in units of the largest entry along `dim`, that sums of `terms` products of two
@@ -77,53 +83,6 @@ at::Tensor triangular_inverse(const at::Tensor& S) {
   return at::linalg_solve_triangular(S, identity(S).expand_as(S), /*upper=*/true);
 }
 
-// T and Y = U T for blocks U (..., m, width), in the type of U.
-std::pair<at::Tensor, at::Tensor> block_factors(const at::Tensor& U) {
-  const auto wide = double_type(U);
-  if (U.scalar_type() != wide) {
-    const auto V = U.to(wide);
-    const auto T = triangular_inverse(half_of_gram(at::matmul(materialized_adjoint(V), V)));
-    return {T.to(U.scalar_type()), at::matmul(V, T).to(U.scalar_type())};
-  }
-  const auto G = product(materialized_adjoint(U), U);
-  const auto S = half_of_gram(G.high), below = G.low.triu(1) + at::diag_embed(G.low.diagonal(0, -2, -1) / 2);
-  const auto T = triangular_inverse(S);
-  const auto ST = product(S, T);
-  const auto correction = at::matmul(T, ((identity(S) - ST.high) - ST.low) - at::matmul(below, T));
-  const auto Y = product(U, T);
-  return {T, Y.high + (Y.low + at::matmul(U, correction))};
-}
-
-struct Block {
-  at::Tensor U, Y, T;
-  int64_t column;  // its first
-  int64_t row;     // above it U and Y are zero
-};
-
-struct Blocks {
-  std::vector<Block> blocks;
-  at::Tensor exponents;  // V = U 2^e
-
-  explicit Blocks(const Reflectors& Q) {
-    const auto V = Q.lower ? Q.V.tril() : Q.V;
-    const auto batch = V.size(0), m = V.size(1), k = V.size(2);
-    const auto magnitudes = V.is_complex() ? at::view_as_real(V).abs().amax({1, 3}) : V.abs().amax(1);
-    const auto largest = fastlr::exponents(magnitudes).unsqueeze(1);
-    const auto scaled = lowered(V, largest);
-    const auto of_norm = fastlr::exponents(at::linalg_vector_norm(scaled, 2, at::IntArrayRef{1}, true));
-    exponents = largest + of_norm;
-    // Zero columns, which are identities, fill the last block.
-    const auto width = std::min(kWidth, k), count = (k + width - 1) / width;
-    const auto padded = at::constant_pad_nd(lowered(scaled, of_norm), {0, count * width - k});
-    const auto U = padded.reshape({batch, m, count, width}).permute({2, 0, 1, 3}).contiguous();
-    const auto [T, Y] = block_factors(U);
-    for (int64_t i = 0; i < count; ++i) {
-      const auto row = Q.lower ? i * width : 0;
-      blocks.push_back({U[i].narrow(1, row, m - row), Y[i].narrow(1, row, m - row), T[i], i * width, row});
-    }
-  }
-};
-
 // X - A B, in place.
 void subtract(const at::Tensor& X, const at::Tensor& A, const at::Tensor& B) {
   auto target = X;
@@ -136,12 +95,156 @@ at::Tensor adjoint_product(const at::Tensor& A, const at::Tensor& X) {
   const auto parts = A.size(1) / kRows, whole = parts * kRows;
   if (parts < 2) return at::bmm(A.mH(), X);
   const auto cut = [&](const at::Tensor& M) {
-    return M.narrow(1, 0, whole).reshape({M.size(0), parts, kRows, M.size(2)});
+    return M.narrow(1, 0, whole).reshape({M.size(0) * parts, kRows, M.size(2)});
   };
-  const auto sum = at::matmul(cut(A).mH(), cut(X)).sum(1);
+  const auto sums = at::bmm(cut(A).mH(), cut(X)).view({A.size(0), parts, A.size(2), X.size(2)});
+  const auto sum = sums.sum(1);
   const auto left = A.size(1) - whole;
   return left ? at::baddbmm(sum, A.narrow(1, whole, left).mH(), X.narrow(1, whole, left)) : sum;
 }
+
+// The columns of V in blocks.
+class Columns {
+ public:
+  const int64_t count;
+
+  explicit Columns(const Reflectors& Q)
+      : count((Q.V.size(2) + kWidth - 1) / kWidth), Q_{Q.V.stride(2) == 1 ? Q.V : Q.V.contiguous(), Q.lower} {}
+
+  int64_t row(int64_t i) const { return Q_.lower ? i * kWidth : 0; }
+
+  at::Tensor operator[](int64_t i) const {
+    const auto column = i * kWidth, width = std::min(kWidth, Q_.V.size(2) - column);
+    const auto V = Q_.V.narrow(2, column, width).narrow(1, row(i), Q_.V.size(1) - row(i));
+    if (!Q_.lower) return V;
+    auto trapezoid = V.clone(at::MemoryFormat::Contiguous);
+    trapezoid.narrow(1, 0, width).tril_();
+    return trapezoid;
+  }
+
+  // Block i of (count, batch, width, width).
+  at::Tensor of(const at::Tensor& small, int64_t i) const {
+    const auto width = std::min(kWidth, Q_.V.size(2) - i * kWidth);
+    return small[i].narrow(1, 0, width).narrow(2, 0, width);
+  }
+
+  // As the kernels take them.
+  kernels::ReflectorBlocks for_kernel() const {
+    const auto& V = Q_.V;
+    return {V.const_data_ptr<float>(),
+            {V.stride(0), V.stride(1)},
+            V.size(0),
+            V.size(1),
+            V.size(2),
+            std::min(kWidth, V.size(2)),
+            Q_.lower};
+  }
+
+ private:
+  Reflectors Q_;
+};
+
+// The last block is filled up with zero vectors, which are identities.
+at::Tensor small_matrices(const Reflectors& Q, int64_t count) {
+  const auto width = std::min(kWidth, Q.V.size(2));
+  return at::zeros({count, Q.V.size(0), width, width}, Q.V.options().dtype(double_type(Q.V)));
+}
+
+bool is_wide(const at::Tensor& V) { return V.scalar_type() == double_type(V); }
+
+bool has_kernel(const at::Tensor& V) { return V.is_cpu() && V.scalar_type() == at::kFloat; }
+
+Factors from_kernel(const Reflectors& Q) {
+  const Columns columns(Q);
+  const auto T = small_matrices(Q, columns.count);
+  const auto exponents = at::zeros({T.size(0), T.size(1), 1, T.size(3)}, T.options().dtype(at::kInt));
+  kernels::reflector_factors_cpu(columns.for_kernel(), T.data_ptr<double>(), exponents.data_ptr<int32_t>());
+  return {T.unsqueeze(0), exponents};
+}
+
+// Nothing of vectors in float32 overflows in float64.
+Factors from_float(const Reflectors& Q) {
+  const Columns columns(Q);
+  auto G = small_matrices(Q, columns.count);
+  for (int64_t i = 0; i < columns.count; ++i) {
+    const auto V = columns[i].to(G.scalar_type());
+    columns.of(G, i).copy_(adjoint_product(V, V));
+  }
+  const auto e = exponents(at::real(G.diagonal(0, -2, -1)).sqrt()).unsqueeze(2);
+  const auto scale = power_of_two(-e);
+  return {triangular_inverse(half_of_gram(G.mul_(scale).mul_(scale.mT()))).contiguous().unsqueeze(0), e};
+}
+
+// From products in twice the precision.
+Factors from_double(const Reflectors& Q) {
+  const Columns columns(Q);
+  auto high = small_matrices(Q, columns.count), low = at::zeros_like(high);
+  const auto all = at::zeros({columns.count, high.size(1), 1, high.size(2)}, high.options().dtype(at::kInt));
+  for (int64_t i = 0; i < columns.count; ++i) {
+    const auto V = columns[i];
+    const auto magnitudes = V.is_complex() ? at::view_as_real(V).abs().amax({1, 3}) : V.abs().amax(1);
+    const auto largest = exponents(magnitudes).unsqueeze(1);
+    const auto norms = at::linalg_vector_norm(lowered(V, largest), 2, at::IntArrayRef{1}, /*keepdim=*/true);
+    const auto e = largest + exponents(norms);
+    const auto U = lowered(V, e);
+    const auto G = product(materialized_adjoint(U), U);
+    columns.of(high, i).copy_(G.high), columns.of(low, i).copy_(G.low);
+    all[i].narrow(2, 0, V.size(2)).copy_(e);
+  }
+  const auto S = half_of_gram(high), below = low.triu(1) + at::diag_embed(low.diagonal(0, -2, -1) / 2);
+  const auto T = triangular_inverse(S);
+  const auto ST = product(S, T);
+  const auto rest = at::matmul(T, ((identity(S) - ST.high) - ST.low) - at::matmul(below, T));
+  return {at::stack({T, rest}), all};
+}
+
+// Some reflectors as I - U T U^H, with Y = U T.
+struct Block {
+  at::Tensor U, Y, T;
+  int64_t column;  // its first
+  int64_t row;     // above it U and Y are zero
+};
+
+// U and Y are made anew whenever a block is asked for, and used while they are in the cache.
+class Blocks {
+ public:
+  const int64_t count;
+
+  Blocks(const Reflectors& Q, const Factors& factors)
+      : count(Columns(Q).count),
+        V_(Q.V),
+        columns_(Q),
+        factors_{factors.T.contiguous(), factors.exponents.contiguous()} {}
+
+  Block operator[](int64_t i) const {
+    if (has_kernel(V_)) return of_kernel(i);
+    const auto V = columns_[i], T = columns_.of(factors_.T[0], i);
+    const auto e = factors_.exponents[i].narrow(2, 0, V.size(2));
+    if (is_wide(V)) {
+      const auto U = lowered(V, e);
+      const auto Y = product(U, T);
+      return {U, Y.high + (Y.low + at::bmm(U, columns_.of(factors_.T[1], i))), T, i * kWidth, columns_.row(i)};
+    }
+    const auto type = V.scalar_type();
+    const auto U = V.to(T.scalar_type()).mul_(power_of_two(-e));
+    return {U.to(type), at::bmm(U, T).to(type), T.to(type), i * kWidth, columns_.row(i)};
+  }
+
+ private:
+  at::Tensor V_;
+  Columns columns_;
+  Factors factors_;
+
+  Block of_kernel(int64_t i) const {
+    const auto T = columns_.of(factors_.T[0], i);
+    const auto row = columns_.row(i), width = T.size(2);
+    const auto U = at::empty({V_.size(0), V_.size(1) - row, width}, V_.options()), Y = at::empty_like(U);
+    kernels::reflector_block_cpu(columns_.for_kernel(), i, factors_.T.const_data_ptr<double>(),
+                                 factors_.exponents.const_data_ptr<int32_t>(), U.data_ptr<float>(),
+                                 Y.data_ptr<float>());
+    return {U, Y, T.to(at::kFloat), i * kWidth, row};
+  }
+};
 
 // The rows of X that a block changes. Those of the identity have entries in the last columns only.
 at::Tensor changed(const at::Tensor& X, const Block& block, bool of_identity) {
@@ -153,9 +256,8 @@ at::Tensor changed(const at::Tensor& X, const Block& block, bool of_identity) {
 
 // X <- H_1 ... H_k X, or its adjoint.
 void apply_in_place(const Blocks& Q, const at::Tensor& X, bool adjoint, bool of_identity) {
-  const auto count = static_cast<int64_t>(Q.blocks.size());
-  for (int64_t step = 0; step < count; ++step) {
-    const auto& block = Q.blocks[adjoint ? step : count - 1 - step];
+  for (int64_t step = 0; step < Q.count; ++step) {
+    const auto block = Q[adjoint ? step : Q.count - 1 - step];
     const auto& [left, right] = adjoint ? std::tie(block.U, block.Y) : std::tie(block.Y, block.U);
     const auto part = changed(X, block, of_identity);
     subtract(part, left, adjoint_product(right, part));
@@ -168,56 +270,76 @@ at::Tensor of_gram(const at::Tensor& S) {
   return M + M.mH();
 }
 
+// S - of_gram(S)
+at::Tensor besides_gram(const at::Tensor& S) {
+  auto difference = S - S.mH();
+  difference.diagonal(0, -2, -1).div_(2);
+  return difference.tril_();
+}
+
 }  // namespace
 
-at::Tensor householder_product(const Reflectors& Q, int64_t columns) {
+Factors householder_factors(const Reflectors& Q) {
   check_finite(Q.V, "householder_product", "V");
+  if (!Q.V.numel()) {
+    const auto T = small_matrices(Q, Columns(Q).count);
+    return {at::stack(std::vector<at::Tensor>(is_wide(Q.V) ? 2 : 1, T)), T.sum(2, true).to(at::kInt)};
+  }
+  if (has_kernel(Q.V)) return from_kernel(Q);
+  return is_wide(Q.V) ? from_double(Q) : from_float(Q);
+}
+
+at::Tensor householder_product(const Reflectors& Q, const Factors& factors, int64_t columns) {
   const auto batch = Q.V.size(0), m = Q.V.size(1);
   auto X = at::eye(m, columns, Q.V.options()).expand({batch, m, columns}).contiguous();
-  if (Q.V.numel()) apply_in_place(Blocks(Q), X, /*adjoint=*/false, Q.lower);
+  if (Q.V.numel()) apply_in_place({Q, factors}, X, /*adjoint=*/false, Q.lower);
   return X;
 }
 
-at::Tensor householder_apply(const Reflectors& Q, const at::Tensor& X, bool adjoint) {
-  check_finite(Q.V, "householder_apply", "V");
+at::Tensor householder_apply(const Reflectors& Q, const Factors& factors, const at::Tensor& X, bool adjoint) {
   auto result = X.clone(at::MemoryFormat::Contiguous);
-  if (Q.V.numel() && X.numel()) apply_in_place(Blocks(Q), result, adjoint, /*of_identity=*/false);
+  if (Q.V.numel() && X.numel()) apply_in_place({Q, factors}, result, adjoint, /*of_identity=*/false);
   return result;
 }
 
-std::pair<at::Tensor, at::Tensor> householder_backward(const Reflectors& Q, const at::Tensor& result,
-                                                       const at::Tensor& grad, bool adjoint, bool of_identity) {
+std::pair<at::Tensor, at::Tensor> householder_backward(const Reflectors& Q, const Factors& factors,
+                                                       const at::Tensor& result, const at::Tensor& grad, bool adjoint,
+                                                       bool of_identity) {
   auto G = grad.clone(at::MemoryFormat::Contiguous);
   if (!Q.V.numel() || !grad.numel()) return {at::zeros_like(Q.V), G};
-  const Blocks reflectors(Q);
+  const Blocks blocks(Q, factors);
+  const auto [first, second] = lowering(factors.exponents, at::toRealValueType(Q.V.scalar_type()));
   const auto X = result.clone(at::MemoryFormat::Contiguous);
-  const auto count = static_cast<int64_t>(reflectors.blocks.size()), width = reflectors.blocks[0].U.size(2);
-  auto gradient = at::zeros({Q.V.size(0), Q.V.size(1), count * width}, Q.V.options());
-  for (int64_t step = 0; step < count; ++step) {
-    const auto& block = reflectors.blocks[adjoint ? count - 1 - step : step];
+  auto gradient = at::zeros_like(Q.V, at::MemoryFormat::Contiguous);
+  for (int64_t step = 0; step < blocks.count; ++step) {
+    const auto i = adjoint ? blocks.count - 1 - step : step;
+    const auto block = blocks[i];
     const auto& [U, Y, T, column, row] = block;
     const auto x = changed(X, block, of_identity && Q.lower), g = changed(G, block, of_identity && Q.lower);
-    auto found = gradient.narrow(2, column, width).narrow(1, row, U.size(1));
+    at::Tensor found;
     if (adjoint) {
       const auto of_x = adjoint_product(U, x), of_g = adjoint_product(U, g);
       const auto p = at::bmm(T, of_x), r = at::bmm(T, of_g);
       subtract(x, Y, of_x);
-      found.baddbmm_(g, p.mH());
+      found = at::bmm(g, p.mH());
       found.baddbmm_(x, r.mH(), 1, -1);
-      found.baddbmm_(U, of_gram(at::bmm(p, r.mH())), 1, -1);
+      found.baddbmm_(U, of_gram(adjoint_product(p.mH(), r.mH())), 1, -1);
       subtract(g, Y, of_g);
     } else {
       const auto p = adjoint_product(Y, g), r = adjoint_product(Y, x);
       subtract(g, U, p);
       subtract(x, U, r);
-      const auto S = at::bmm(p, r.mH());
-      found.baddbmm_(g, r.mH());
+      const auto S = adjoint_product(p.mH(), r.mH());
+      found = at::bmm(g, r.mH());
       found.baddbmm_(x, p.mH(), 1, -1);
-      found.baddbmm_(U, S - of_gram(S));
+      found.baddbmm_(U, besides_gram(S));
     }
+    // Of U = V 2^-exponents to of V.
+    found.mul_(first[i].narrow(2, 0, U.size(2))).mul_(second[i].narrow(2, 0, U.size(2)));
+    if (Q.lower) found.narrow(1, 0, U.size(2)).tril_();
+    gradient.narrow(2, column, U.size(2)).narrow(1, row, U.size(1)).copy_(found);
   }
-  gradient = lowered(gradient.narrow(2, 0, Q.V.size(2)), reflectors.exponents);
-  return {Q.lower ? gradient.tril() : gradient, G};
+  return {gradient, G};
 }
 
 namespace {

@@ -429,22 +429,42 @@ for _name, _setup, _backward in (
     torch.library.register_autograd(f"fastlr::{_name}", _backward, setup_context=_setup)
 
 
-# Products of reflectors. Q X is undone by the gradient, block by block: only the result is kept.
+# Products of reflectors. Their gradients are in cpp/bindings/householder_autograd.cpp.
+
+_BLOCK = 64  # vectors of a block, as the core has them
+
+
+def _factors_of_reflectors(V: Tensor) -> tuple[Tensor, Tensor]:
+    k, batch = V.shape[-1], V.shape[:-2].numel()
+    width, count = min(k, _BLOCK), (k + _BLOCK - 1) // _BLOCK
+    double = torch.complex128 if V.is_complex() else torch.float64
+    parts = 2 if V.dtype == double else 1
+    return (
+        V.new_empty((parts, count, batch, width, width), dtype=double),
+        V.new_empty((count, batch, 1, width), dtype=torch.int32),
+    )
 
 
 @torch.library.register_fake("fastlr::householder_product")
-def _(V: Tensor, columns: int, lower: bool) -> Tensor:
-    return V.new_empty((*V.shape[:-1], columns))
+def _(V: Tensor, columns: int, lower: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return V.new_empty((*V.shape[:-1], columns)), *_factors_of_reflectors(V)
 
 
 @torch.library.register_fake("fastlr::householder_apply")
-def _(V: Tensor, X: Tensor, adjoint: bool, lower: bool) -> Tensor:
-    return X.new_empty(X.shape)
+def _(V: Tensor, X: Tensor, adjoint: bool, lower: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return X.new_empty(X.shape), *_factors_of_reflectors(V)
 
 
 @torch.library.register_fake("fastlr::householder_backward")
 def _(
-    V: Tensor, result: Tensor, grad: Tensor, adjoint: bool, lower: bool, of_identity: bool
+    V: Tensor,
+    T: Tensor,
+    exponents: Tensor,
+    result: Tensor,
+    grad: Tensor,
+    adjoint: bool,
+    lower: bool,
+    of_identity: bool,
 ) -> tuple[Tensor, Tensor]:
     return V.new_empty(V.shape), grad.new_empty(grad.shape)
 
@@ -452,43 +472,6 @@ def _(
 @torch.library.register_fake("fastlr::householder_vectors")
 def _(Q: Tensor) -> tuple[Tensor, Tensor]:
     return Q.new_empty(Q.shape), Q.new_empty((*Q.shape[:-2], Q.shape[-1]))
-
-
-def _product_of_reflectors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    V, _, ctx.lower = inputs
-    ctx.save_for_backward(V, output)
-
-
-def _product_of_reflectors_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    V, Q = ctx.saved_tensors
-    of_V, _ = torch.ops.fastlr.householder_backward(V, Q, grad, False, ctx.lower, True)
-    return of_V, None, None
-
-
-def _reflected(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    V, _, ctx.adjoint, ctx.lower = inputs
-    ctx.save_for_backward(V, output)
-
-
-def _reflected_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    V, result = ctx.saved_tensors
-    if not ctx.needs_input_grad[0]:
-        of_X = torch.ops.fastlr.householder_apply(V, grad, not ctx.adjoint, ctx.lower)
-        return None, of_X, None, None
-    of_V, of_X = torch.ops.fastlr.householder_backward(
-        V, result, grad, ctx.adjoint, ctx.lower, False
-    )
-    return of_V, of_X, None, None
-
-
-torch.library.register_autograd(
-    "fastlr::householder_product",
-    _product_of_reflectors_backward,
-    setup_context=_product_of_reflectors,
-)
-torch.library.register_autograd(
-    "fastlr::householder_apply", _reflected_backward, setup_context=_reflected
-)
 
 
 def _not_differentiable(name: str, what: str) -> None:

@@ -199,7 +199,7 @@ def test_the_gradient_is_orthogonal_to_the_vectors() -> None:
 
 
 def test_what_the_gradient_keeps_does_not_grow_with_the_reflectors() -> None:
-    """Saved are V and Q alone; a graph of k steps would keep k matrices."""
+    """Saved are V, Q, 64 × 64 for a block, and exponents; k steps would keep k matrices."""
     kept: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def test_what_the_gradient_keeps_does_not_grow_with_the_reflectors() -> None:
     V = random(200, 100, dtype=torch.float32).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         la.householder_product(V)
-    assert sum(kept) <= 2 * V.numel()
+    assert sum(kept) == 2 * V.numel() + 2 * 64 * 65
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -301,16 +301,11 @@ def test_inputs_are_not_written_to() -> None:
 def test_compiles() -> None:
     V = random(20, 10, dtype=torch.float32)
     compiled = torch.compile(
-        lambda V: torch.ops.fastlr.householder_product(V, 10, True),
+        lambda V: la.householder_product(V, lower=True),
         fullgraph=True,
         backend="aot_eager",
     )
     assert torch.equal(compiled(V), la.householder_product(V, lower=True))
-    torch.library.opcheck(torch.ops.fastlr.householder_product.default, (V, 10, True))
-    torch.library.opcheck(
-        torch.ops.fastlr.householder_apply.default,
-        (V.requires_grad_(), random(20, 2, dtype=V.dtype), True, False),
-    )
 
 
 def test_autocast_changes_nothing() -> None:

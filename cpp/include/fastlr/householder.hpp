@@ -15,16 +15,27 @@ struct Reflectors {
   bool lower = false;
 };
 
+// Of blocks of columns of V, U = V 2^-exponents being their vectors scaled to norms in [1/2, 1): the product of their
+// reflectors is I - U T U^H, T^-1 + T^-H = U^H U.
+struct Factors {
+  at::Tensor T;          // (parts, count, batch, width, width) in double precision, the sum of one or two parts
+  at::Tensor exponents;  // (count, batch, 1, width)
+};
+
+// m k width flops in double precision. Zero-sized where V is. Raises where V is not finite.
+Factors householder_factors(const Reflectors& Q);
+
 // The first columns of Q. 4 m k c flops for c of them; 4/3 m^3 with `lower` for k = c = m.
-at::Tensor householder_product(const Reflectors& Q, int64_t columns);
+at::Tensor householder_product(const Reflectors& Q, const Factors& factors, int64_t columns);
 
 // Q X, or Q^H X with `adjoint`; 4 m k n flops for n columns.
-at::Tensor householder_apply(const Reflectors& Q, const at::Tensor& X, bool adjoint);
+at::Tensor householder_apply(const Reflectors& Q, const Factors& factors, const at::Tensor& X, bool adjoint);
 
 // The gradients of V and X (undefined where X is the identity) from the result and its gradient: the blocks are undone
 // one by one, so that no state but the result is needed. Three times the flops of the product.
-std::pair<at::Tensor, at::Tensor> householder_backward(const Reflectors& Q, const at::Tensor& result,
-                                                       const at::Tensor& grad, bool adjoint, bool of_identity);
+std::pair<at::Tensor, at::Tensor> householder_backward(const Reflectors& Q, const Factors& factors,
+                                                       const at::Tensor& result, const at::Tensor& grad, bool adjoint,
+                                                       bool of_identity);
 
 // V, unit lower trapezoidal, and phases d, with Q = (the first k columns of H_1 ... H_k) diag(d) for orthonormal
 // columns Q: V is the factor L of the LU factorization without pivoting of Q - diag(d), where each d is chosen as its

@@ -71,11 +71,12 @@ def householder_product(V: Any, columns: int | None = None, *, lower: bool = Fal
 
     Notes
     -----
-    4·m·k·columns flops in matrix products, three times as many for the gradient, which keeps Q and
-    V alone; (4/3)·m³ with `lower` where k = m. A block of reflectors is I − U·T·Uᴴ with
-    T⁻¹ + T⁻ᴴ = UᴴU. That is unitary as far as this equation holds, and an error in it counts as
-    many times as vectors are nearly parallel: so UᴴU, T and U·T are found in twice the precision
-    and rounded once. Where a vector is zero there is no derivative, and its gradient is 0.
+    4·m·k·columns flops in matrix products, three times as many for the gradient, which keeps Q, V
+    and 64 numbers for each of its columns; (4/3)·m³ with `lower` where k = m. A block of 64
+    reflectors is I − U·T·Uᴴ with T⁻¹ + T⁻ᴴ = UᴴU. That is unitary as far as this equation holds,
+    and an error in it counts as many times as vectors are nearly parallel: so UᴴU, T and U·T are
+    found in twice the precision and rounded once. Where a vector is zero there is no derivative,
+    and its gradient is 0.
 
     Sources: Schreiber, Van Loan, "A storage-efficient WY representation for products of Householder
     transformations", SISSC 10 (1989); Ozaki, Ogita, Oishi, Rump, "Error-free transformations of
@@ -96,7 +97,7 @@ def householder_product(V: Any, columns: int | None = None, *, lower: bool = Fal
     count = k if columns is None else at_least(columns, 0, caller, "columns")
     if count > m:
         raise ValueError(f"{caller}: columns must be at most the rows of V, {m}, got {count}")
-    return adapted.restore(torch.ops.fastlr.householder_product(adapted.tensor, count, lower))
+    return adapted.restore(torch.ops.fastlr.householder_product(adapted.tensor, count, lower)[0])
 
 
 def householder_apply(
@@ -137,7 +138,7 @@ def householder_apply(
 
     Notes
     -----
-    4·m·k·n flops, and some 6·m·k·32 in double precision (12 for float64) for the blocks.
+    4·m·k·n flops, and for the blocks some 2·m·k·64 in float64, or 12·m·k·64 for V in float64.
 
     Examples
     --------
@@ -171,7 +172,7 @@ def householder_apply(
             f"{caller}: batches of V and X must match, got shapes {tuple(V.shape)} and "
             f"{tuple(X.shape)}"
         ) from None
-    result = torch.ops.fastlr.householder_apply(
+    result, *_ = torch.ops.fastlr.householder_apply(
         reflectors.expand(*batch, *reflectors.shape[-2:]),
         matrix.expand(*batch, *matrix.shape[-2:]),
         adjoint != right,  # X·Q is the adjoint of Qᴴ·Xᴴ
