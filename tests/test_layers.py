@@ -79,3 +79,8 @@ def test_import_loads_no_package_that_it_does_not_need(statement, unwanted):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_parametrize_comes_with_nn():
+    code = "import fastlr.nn; fastlr.nn.parametrize.orthogonal"
+    subprocess.run([sys.executable, "-c", code], check=True)

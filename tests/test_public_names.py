@@ -10,7 +10,7 @@ import fastlr.nn.compress.methods
 
 PUBLIC = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (fastlr.linalg, fastlr.nn, fastlr.nn.compress)
+    for module in (fastlr.linalg, fastlr.nn, fastlr.nn.compress, fastlr.nn.parametrize)
     for name in module.__all__
 ]
 

@@ -1,10 +1,12 @@
 """Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
+from fastlr.nn import parametrize as parametrize
 from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
     DictionaryLinear,
+    HouseholderProjector,
     InterpolativeLinear,
     LipschitzLinear,
     LipschitzResidual,
@@ -18,6 +20,7 @@ from fastlr.nn.modules import (
 __all__ = [
     "CompressionReport",
     "DictionaryLinear",
+    "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from fastlr.linalg import householder_apply, householder_product, householder_vectors
+from fastlr.nn.modules.householder_svd import householder_svd
 
 __all__ = ["fixed_spectrum", "low_rank", "orthogonal", "spectral_bound"]
 
@@ -88,12 +89,8 @@ class _Factored(nn.Module):
         return W
 
     def factors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factors = torch.linalg.svd(weight.detach().double(), full_matrices=False)
-        U, s, Vh = (factor.to(weight.dtype) for factor in factors)
-        of_U, left = householder_vectors(U[:, : self.rank])
-        of_V, right = householder_vectors(Vh[: self.rank].mT)
-        self.phases = left * right
-        return of_U, s[: self.rank].clone(), of_V
+        of_U, s, of_V, self.phases = householder_svd(weight, self.rank)
+        return of_U, s, of_V
 
 
 class _LowRank(_Factored):

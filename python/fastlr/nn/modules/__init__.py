@@ -1,6 +1,7 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
+from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
@@ -12,6 +13,7 @@ from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
     "DictionaryLinear",
+    "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
