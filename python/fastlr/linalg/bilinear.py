@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -106,6 +107,7 @@ class BilinearResult(_BilinearFields):
         return (*self, self.info)
 
 
+@as_written
 def bilinear_lstsq(
     A: Any,
     Y: Any,

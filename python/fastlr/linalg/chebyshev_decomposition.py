@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlr.linalg import chebyshev
 from fastlr.linalg._arguments import Seed, as_out, as_seed, as_tolerance, at_least
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._box_function import BoxFunction
 from fastlr.linalg._chebyshev_grids import GridTensor, from_fibres, from_full_grid
 from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, as_box
@@ -39,6 +40,7 @@ _NOISE_SEEN = 512
 _ROUNDS = 8
 
 
+@as_written
 def chebyshev_tucker(
     f: Callable[[Any], Any],
     domain: Sequence[Any],

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlr.linalg import chebyshev
 from fastlr.linalg._arguments import as_axis, at_least
 from fastlr.linalg._arrays import as_tensor, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._state import State
 from fastlr.linalg.tucker_tensor import TuckerTensor, _times, contracted
 
@@ -186,6 +187,7 @@ class ChebyshevTucker(State):
 
     # Its values
 
+    @as_written
     def __call__(self, points: Any) -> Any:
         """Evaluate.
 
@@ -236,6 +238,7 @@ class ChebyshevTucker(State):
         F = self._factors[axis]
         return chebyshev.basis(unit, len(F) - 1).to(F.dtype) @ F
 
+    @as_written
     def on_grid(self, *axes: Any) -> TuckerTensor:
         """Evaluate on a tensor grid, in Tucker form: the grid's tensor is never formed.
 
@@ -282,6 +285,7 @@ class ChebyshevTucker(State):
 
     # Calculus
 
+    @as_written
     def derivative(self, axis: int, order: int = 1) -> "ChebyshevTucker":
         """Differentiate with respect to one variable.
 
@@ -311,6 +315,7 @@ class ChebyshevTucker(State):
             factors[place] = chebyshev.derivative(factors[place]) * (2 / (high - low))
         return self._like(self._core, factors)
 
+    @as_written
     def integral(self, axis: int | None = None) -> Any:
         """Integrate over the box, or over the interval of one axis.
 
@@ -349,6 +354,7 @@ class ChebyshevTucker(State):
 
     # Arithmetic
 
+    @as_written
     def rounded(
         self, ranks: int | Sequence[int] | None = None, *, tol: float | None = None
     ) -> "ChebyshevTucker":
@@ -375,6 +381,7 @@ class ChebyshevTucker(State):
         tensor = self.coefficients.rounded(ranks, tol=tol)
         return self._like(tensor._core, [tensor._matrix(axis) for axis in range(self.ndim)])
 
+    @as_written
     def __add__(self, other: Any) -> "ChebyshevTucker":
         """The sum, whose ranks are sums: `rounded` makes them small again."""
         if not isinstance(other, ChebyshevTucker):
@@ -385,6 +392,7 @@ class ChebyshevTucker(State):
 
     __radd__ = __add__
 
+    @as_written
     def __sub__(self, other: Any) -> "ChebyshevTucker":
         return self.__add__(-1 * other)
 
@@ -394,6 +402,7 @@ class ChebyshevTucker(State):
     def __neg__(self) -> "ChebyshevTucker":
         return self._like(-self._core, self._factors)
 
+    @as_written
     def __mul__(self, other: Any) -> "ChebyshevTucker":
         """With a number, or with a function: degrees are sums then, and ranks products."""
         if not isinstance(other, ChebyshevTucker):

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least, not_negative
 from fastlr.linalg._arrays import restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._observed import (
     Observed,
     ObservedRows,
@@ -240,6 +241,7 @@ class Completion(State):
         known = tuple(error for error in validation if not math.isnan(error))
         return CompletionHistory(objective, training, known)
 
+    @as_written
     def predict(self, rows: Any, cols: Any) -> Any:
         """Return entries of the matrix.
 
@@ -277,6 +279,7 @@ class Completion(State):
         entries = torch.cat([self._entries(row[part], col[part]) for part in parts])
         return self._given(entries.reshape(shape))
 
+    @as_written
     def dense(self) -> Any:
         """Return the whole matrix, shape (m, n)."""
         product = self._U @ self._V.T
@@ -284,6 +287,7 @@ class Completion(State):
             product += self._mean + self._biases[0][:, None] + self._biases[1]
         return self._given(product)
 
+    @as_written
     def top_k(self, row: int, k: int, exclude_seen: bool = True) -> TopK:
         """Return the columns with the largest entries of a row.
 
@@ -322,6 +326,7 @@ class Completion(State):
         indices = candidates[best.indices]
         return TopK(indices.cpu().numpy() if self._numpy else indices, self._given(best.values))
 
+    @as_written
     def fold_in(
         self,
         rows: Any,
@@ -393,6 +398,7 @@ class Completion(State):
         return restored(result, getattr(torch, self._dtype), numpy=self._numpy)
 
 
+@as_written
 def complete(
     rows: Any,
     cols: Any = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_real, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.kkt import default_tol, solve_operators
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -119,6 +120,7 @@ class EqualityMinimum(_MinimumFields):
         return (*self, self.info)
 
 
+@as_written
 def minimize_equality(
     fun: Function,
     constraint: Function,

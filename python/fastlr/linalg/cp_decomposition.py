@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_seed, at_least, not_negative
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._cp_steps import (
     als_sweep,
     balanced,
@@ -68,6 +69,7 @@ class _Path:
     settled: bool
 
 
+@as_written
 def cp(
     X: Any,
     rank: int,

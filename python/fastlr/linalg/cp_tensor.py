@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import as_axis
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._cp_steps import khatri_rao
 from fastlr.linalg._state import State
 from fastlr.linalg._tensor_forms import (
@@ -234,6 +235,7 @@ class CPTensor(State):
 
     # Its entries
 
+    @as_written
     def full(self) -> Any:
         """Return the whole tensor, of shape `shape`."""
         first, *others = self._factors
@@ -242,6 +244,7 @@ class CPTensor(State):
             return self._given(first.sum(1))
         return self._given((first @ khatri_rao(others).mT).reshape(self.shape))
 
+    @as_written
     def at(self, indices: Any) -> Any:
         """Return entries.
 
@@ -279,6 +282,7 @@ class CPTensor(State):
             products = products * F[column]
         return products.sum(1)
 
+    @as_written
     def __getitem__(self, index: Any) -> Any:
         """Return a part, in CP form; a scalar array where every mode has an integer.
 
@@ -305,6 +309,7 @@ class CPTensor(State):
 
     # Arithmetic
 
+    @as_written
     def norm(self) -> float:
         """Return the Frobenius norm.
 
@@ -319,6 +324,7 @@ class CPTensor(State):
         weights = weights / largest
         return largest * math.sqrt(max(_inner((weights, columns), (weights, columns)).real, 0.0))
 
+    @as_written
     def inner(self, other: "CPTensor") -> Any:
         """Return Σ conj(self)·other over all entries, a number.
 
@@ -337,6 +343,7 @@ class CPTensor(State):
         product = _inner(one, two)
         return product if self._factors[0].is_complex() else product.real
 
+    @as_written
     def mode_dot(self, A: Any, mode: int) -> "CPTensor":
         """Return the product with a matrix along a mode; a vector takes the mode away.
 
@@ -367,6 +374,7 @@ class CPTensor(State):
         del factors[place]
         return self._like(self._weights * (matrix @ F), factors)
 
+    @as_written
     def normalized(self) -> "CPTensor":
         """Return the same tensor with positive weights, the largest first, and unit columns.
 
@@ -375,6 +383,7 @@ class CPTensor(State):
         """
         return self._like(*unit_columns(self._weights, self._factors))
 
+    @as_written
     def __add__(self, other: "CPTensor") -> "CPTensor":
         """The sum, whose rank is the sum of the ranks."""
         if not isinstance(other, CPTensor):
@@ -383,6 +392,7 @@ class CPTensor(State):
         factors = [torch.cat([F, G], 1) for F, G in zip(self._factors, other._factors, strict=True)]
         return self._like(torch.cat([self._weights, other._weights]), factors)
 
+    @as_written
     def __sub__(self, other: "CPTensor") -> "CPTensor":
         if not isinstance(other, CPTensor):
             return NotImplemented
@@ -391,6 +401,7 @@ class CPTensor(State):
     def __neg__(self) -> "CPTensor":
         return self._like(-self._weights, list(self._factors))
 
+    @as_written
     def __mul__(self, other: Any) -> "CPTensor":
         """With a number, or entry by entry with a tensor: then the rank is the product."""
         if not isinstance(other, CPTensor):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -115,6 +116,7 @@ class CrossResult(_CrossFields):
         return (*self, self.info)
 
 
+@as_written
 def cross(
     entry: Entry,
     shape: tuple[int, int],

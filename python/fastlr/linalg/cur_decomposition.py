@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, not_negative
 from fastlr.linalg._arrays import check_one_matrix, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_matrix
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning, ErrorInfo
@@ -103,6 +104,7 @@ class CURResult(_CURFields):
         return (*self, self.info)
 
 
+@as_written
 def cur(
     A: Any,
     rank: int | None = None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._state import State
 from fastlr.linalg.interpolation import interpolative
 from fastlr.linalg.random import random_matrix
@@ -166,6 +167,7 @@ class CURIndex(State):
         raise TypeError("CURIndex: made by CURIndex.build or CURIndex.load, not by calling it")
 
     @classmethod
+    @as_written
     def build(
         cls,
         score: Score,
@@ -240,6 +242,7 @@ class CURIndex(State):
         """Return the number of items."""
         return len(self._items)
 
+    @as_written
     def search(self, query: Any, k: int, budget: int, *, step: int | None = 10) -> CURSearchResult:
         """Return the best of the items that a budget of calls finds.
 
@@ -285,6 +288,7 @@ class CURIndex(State):
             info,
         )
 
+    @as_written
     def approximate(self, query: Any) -> Any:
         """Estimate the scores of all items from those of the anchor items.
 
@@ -309,6 +313,7 @@ class CURIndex(State):
         estimates = self._estimate(chosen, scores)
         return self._restored(estimates if isinstance(query, list) else estimates[0])
 
+    @as_written
     def add(self, items: Iterable[Any]) -> None:
         """Append items: the anchor queries are scored against them, and nothing else is.
 

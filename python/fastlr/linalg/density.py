@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_seed
 from fastlr.linalg._arrays import as_tensor
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_operator
 
 
@@ -186,6 +187,7 @@ class SpectralDensity:
         )
 
 
+@as_written
 def spectral_density(
     A: Any,
     *,

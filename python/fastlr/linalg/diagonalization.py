@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_real, as_seed
 from fastlr.linalg._arrays import adapt, number_or_batch
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -90,6 +91,7 @@ class PerturbedEig(_PerturbedEigFields):
         return (*self, self.info)
 
 
+@as_written
 def perturb_then_diagonalize(A: Any, eps: float, *, seed: Seed = None) -> PerturbedEig:
     """Diagonalize A + E, for a random E so small that it does not matter and V is well conditioned.
 

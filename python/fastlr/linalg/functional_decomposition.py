@@ -19,6 +19,7 @@ from fastlr.linalg._arguments import (
     not_negative,
 )
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored, torch_dtype
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._state import State
 from fastlr.linalg._tucker_posterior import LEAST_NOISE, WARM_UP, Mode, Posterior, at, contract
 from fastlr.linalg.results import ConvergenceWarning
@@ -239,6 +240,7 @@ class FunctionalTucker(State):
         known = tuple(error for error in validation if not math.isnan(error))
         return FunctionalTuckerHistory(bound, training, known)
 
+    @as_written
     def predict(self, coordinates: Any) -> FunctionalPrediction:
         """Return means and variances at coordinates, those of observations or others.
 
@@ -265,6 +267,7 @@ class FunctionalTucker(State):
             self._given(self._squared(variance)),
         )
 
+    @as_written
     def factor(self, mode: int, t: Any) -> FactorPosterior:
         """Return the functions of a mode at coordinates.
 
@@ -345,6 +348,7 @@ class FunctionalTucker(State):
         return restored(result, getattr(torch, self._dtype), numpy=self._numpy)
 
 
+@as_written
 def functional_tucker(
     coordinates: Any,
     values: Any,

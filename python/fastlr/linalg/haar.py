@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
 from fastlr.linalg._arrays import _COMPLEX, _REAL
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 
 _CALLER = "random_orthogonal"
@@ -14,6 +15,7 @@ _CALLER = "random_orthogonal"
 _REAL_PART, _IMAGINARY_PART = 3 << 30, (3 << 30) + (1 << 29)
 
 
+@as_written
 def random_orthogonal(
     n: int,
     k: int | None = None,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_seed
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, open_operator
 from fastlr.linalg.results import ConvergenceWarning, ErrorInfo
 
@@ -82,6 +83,7 @@ class EighResult(_EighFields):
         return (*self, self.info)
 
 
+@as_written
 def nystrom(
     A: Any,
     rank: int,
@@ -157,6 +159,7 @@ def nystrom(
     return _result(matrix, _core.nystrom(matrix.data, rank, extra, as_seed(seed, caller)), out)
 
 
+@as_written
 def randomized_eigh(
     A: Any,
     rank: int,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import at_least
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 
 _SIDES = ("left", "right")
 
@@ -182,6 +183,7 @@ def householder_apply(
     return of_X.restore(found.squeeze(-2 if right else -1) if vector else found)
 
 
+@as_written
 def householder_vectors(Q: Any) -> HouseholderVectors:
     """Return vectors whose Householder reflectors multiply to orthonormal columns.
 

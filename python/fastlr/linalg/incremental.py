@@ -14,6 +14,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import as_real, as_tolerance, at_least
 from fastlr.linalg._arrays import restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_block
 from fastlr.linalg._state import State
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
@@ -223,6 +224,7 @@ class IncrementalSVD(State):
         """Bound of ‖A − U·diag(S)·Vh‖_F for what `result` returns, at the cost of that."""
         return self._truncated("IncrementalSVD.error_bound").info.error
 
+    @as_written
     def append_rows(self, rows: Any) -> None:
         """Add rows below.
 
@@ -242,6 +244,7 @@ class IncrementalSVD(State):
         """
         self._append(rows, 0, "IncrementalSVD.append_rows", "rows")
 
+    @as_written
     def append_cols(self, cols: Any) -> None:
         """Add columns to the right.
 
@@ -259,6 +262,7 @@ class IncrementalSVD(State):
         """
         self._append(cols, 1, "IncrementalSVD.append_cols", "cols")
 
+    @as_written
     def remove_rows(self, indices: Any) -> None:
         """Delete rows, as ``numpy.delete(A, indices, axis=0)`` does.
 
@@ -278,6 +282,7 @@ class IncrementalSVD(State):
         """
         self._remove(indices, 0, "IncrementalSVD.remove_rows")
 
+    @as_written
     def remove_cols(self, indices: Any) -> None:
         """Delete columns, as ``numpy.delete(A, indices, axis=1)`` does.
 
@@ -293,6 +298,7 @@ class IncrementalSVD(State):
         """
         self._remove(indices, 1, "IncrementalSVD.remove_cols")
 
+    @as_written
     def update_rank_one(self, a: Any, b: Any) -> None:
         """Replace A by A + a·bᴴ.
 
@@ -324,6 +330,7 @@ class IncrementalSVD(State):
         )
         self._replace(bordered.compressed(self._most, self._inner_tol))
 
+    @as_written
     def merge(self, other: "IncrementalSVD") -> None:
         """Add the rows of another state below, which stays as it is.
 
@@ -370,6 +377,7 @@ class IncrementalSVD(State):
         last = _composed(below.left).to(device) @ both.left[-1]
         self._replace(replace(both, left=[*both.left[:-1], last]))
 
+    @as_written
     def result(self) -> SVDResult:
         """Return the truncated SVD of the matrix so far; the state stays as it is, to the bit.
 

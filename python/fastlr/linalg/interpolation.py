@@ -9,12 +9,14 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_real, as_seed
 from fastlr.linalg._arrays import check_one_matrix, number_or_batch
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_matrix
 from fastlr.linalg.results import ConvergenceWarning, InterpolativeInfo, InterpolativeResult
 
 _CALLER = "interpolative"
 
 
+@as_written
 def interpolative(
     A: Any,
     rank: int | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, as_tolerance
 from fastlr.linalg._arrays import Adapted, adapt
+from fastlr.linalg._autocast import as_written
 
 Bound = Literal["weyl", "residual", "estimate"]
 
@@ -88,6 +89,7 @@ class MatrixClusters:
     bound: str
 
 
+@as_written
 def joint_svd_bounds(
     matrices: Iterable[Any],
     rank: int,
@@ -172,6 +174,7 @@ def joint_svd_bounds(
     return JointSVDBounds(weyl, residual, estimate, math.hypot(*factors[3].tolist()), rank)
 
 
+@as_written
 def cluster_matrices(
     matrices: Iterable[Any],
     tol: float,

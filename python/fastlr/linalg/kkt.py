@@ -11,6 +11,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import is_scipy_sparse, open_operator
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -89,6 +90,7 @@ class KKTSolution(_KKTFields):
         return (*self, self.info)
 
 
+@as_written
 def solve_kkt(
     H: Any,
     A: Any,

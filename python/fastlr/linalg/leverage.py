@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_seed, at_least
 from fastlr.linalg._arrays import adapt, computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import (
     Source,
     count_rows,
@@ -33,6 +34,7 @@ _BLOCK = 1 << 22
 _COLUMNS = 16
 
 
+@as_written
 def leverage_scores(A: Any, *, size: int | None = None, seed: Seed = None) -> Any:
     """Return the leverage score of each row of a matrix.
 

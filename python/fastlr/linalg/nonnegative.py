@@ -18,6 +18,7 @@ from fastlr.linalg._alternation import (
 )
 from fastlr.linalg._arguments import Seed, as_out, as_seed, at_least, not_negative
 from fastlr.linalg._arrays import adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_block
 from fastlr.linalg._starts import (
     nonnegative_start,
@@ -145,6 +146,7 @@ class SemiNMFResult(_SemiNMFFields):
         return (*self, self.info)
 
 
+@as_written
 def nmf(
     A: Any,
     rank: int,
@@ -246,6 +248,7 @@ def nmf(
     return NMFResult(W, H, info)
 
 
+@as_written
 def semi_nmf(
     A: Any,
     rank: int,

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_operator
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -78,6 +79,7 @@ class NormEstimate(_NormFields):
         return (*self, self.info)
 
 
+@as_written
 def estimate_norm(
     A: Any,
     ord: Literal[2, "fro"] = 2,
@@ -218,6 +220,7 @@ class RankEstimate(_RankFields):
         return (*self, self.info)
 
 
+@as_written
 def estimate_rank(
     A: Any, tol: float | None = None, *, most: int | None = None, seed: Seed = None
 ) -> RankEstimate:

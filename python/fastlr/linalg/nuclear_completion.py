@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_seed, at_least, not_negative
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._observed import Observed, ObservedRows, open_observed
 from fastlr.linalg.completion import Completion, completion_of, open_validation
 from fastlr.linalg.norms import estimate_norm
@@ -111,6 +112,7 @@ class SoftImputePath(_PathFields):
         return self.completions[int(np.argmin([error[-1] for error in errors]))]
 
 
+@as_written
 def soft_impute(
     rows: Any,
     cols: Any = None,

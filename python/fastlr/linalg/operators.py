@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import as_integer
 from fastlr.linalg._arrays import as_tensor, computed_dtype
+from fastlr.linalg._autocast import as_written
 
 Product = Callable[[Tensor], Any]
 
@@ -83,10 +84,12 @@ class LinearOperator:
 
         return cls(operator.shape, product(operator.matmat), product(operator.rmatmat), dtype=dtype)
 
+    @as_written
     def matmat(self, X: Tensor) -> Tensor:
         """Return A @ X, checked."""
         return self._checked(self._matmat(X), (self.shape[0], X.shape[1]), "matmat")
 
+    @as_written
     def rmatmat(self, Y: Tensor) -> Tensor:
         """Return Aᴴ @ Y, checked."""
         return self._checked(self._rmatmat(Y), (self.shape[1], Y.shape[1]), "rmatmat")

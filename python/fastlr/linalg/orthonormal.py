@@ -5,8 +5,10 @@ from typing import Any
 import torch
 
 from fastlr.linalg._arrays import adapt
+from fastlr.linalg._autocast import as_written
 
 
+@as_written
 def orthonormalize(Y: Any) -> Any:
     """Return an orthonormal basis whose span holds the columns of a matrix.
 

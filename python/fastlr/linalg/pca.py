@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed
 from fastlr.linalg._arrays import as_tensor
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_matrix, open_operator
 from fastlr.linalg.results import SVDInfo
 from fastlr.linalg.svd import Method, randomized_svd
@@ -80,6 +81,7 @@ class PCA:
     n_samples: int
     info: PCAInfo
 
+    @as_written
     def transform(self, X: Any) -> Any:
         """Return the rows of X, minus the mean, in the components.
 
@@ -122,6 +124,7 @@ class PCA:
         adjoint, mean = basis.to(computed).mH.resolve_conj().contiguous(), mean.to(computed)
         return matrix.restore(matrix.data.matmat(adjoint) - mean @ adjoint)
 
+    @as_written
     def inverse_transform(self, Z: Any) -> Any:
         """Return the rows whose scores are Z: ``Z @ components + mean``.
 
@@ -145,6 +148,7 @@ class PCA:
         return rows if isinstance(Z, Tensor) else rows.numpy()
 
 
+@as_written
 def pca(
     A: Any,
     rank: int | None = None,

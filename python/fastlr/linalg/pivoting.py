@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
 from fastlr.linalg._arrays import adapt, check_one_matrix, number_or_batch
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "pivoted_qr"
@@ -93,6 +94,7 @@ class PivotedQRResult(_PivotedQRFields):
         return self
 
 
+@as_written
 def pivoted_qr(
     A: Any,
     rank: int | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_seed, at_least, not_negative
 from fastlr.linalg._arrays import as_tensor, as_weights, computed_dtype
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import Source, source_of, tensors_of
 from fastlr.linalg._lstsq_gradient import DifferentiableSolution
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_operator
@@ -119,6 +120,7 @@ class LstsqResult(_LstsqFields):
         return (*self, self.info)
 
 
+@as_written
 def lstsq(
     A: Any,
     b: Any,

@@ -19,6 +19,7 @@ from fastlr.linalg._arguments import (
     not_negative,
 )
 from fastlr.linalg._arrays import adapt, as_mask
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.svd import randomized_svd
@@ -147,10 +148,12 @@ class RobustPCAResult(_RobustPCAFields):
         return (*self, self.info)
 
     @property
+    @as_written
     def low_rank(self) -> Any:
         return (self.U * self.S) @ self.Vh
 
 
+@as_written
 def robust_pca(
     A: Any,
     *,

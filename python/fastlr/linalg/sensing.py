@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_real, as_seed, as_tolerance, at_least
 from fastlr.linalg._arrays import adapt
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, open_block
 from fastlr.linalg.norms import estimate_norm
 from fastlr.linalg.operators import LinearOperator
@@ -122,6 +123,7 @@ class SensingResult(_SensingFields):
         return (*self, self.info)
 
 
+@as_written
 def matrix_sensing(
     operator: Any,
     y: Any,

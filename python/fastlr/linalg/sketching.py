@@ -13,6 +13,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
 from fastlr.linalg._arrays import adapt, computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import (
     Source,
     count_rows,
@@ -174,6 +175,7 @@ class SketchOperator:
         """(rows, cols)."""
         return self.rows, self.cols
 
+    @as_written
     def apply(self, A: Any, *, first: int = 0) -> Any:
         """Return S[:, first : first + m] A.
 
@@ -206,6 +208,7 @@ class SketchOperator:
         self._check(adapted.tensor.shape[-2], first, "apply")
         return adapted.restore(_over_batch(adapted.tensor, lambda X: self._product(X, first)))
 
+    @as_written
     def adjoint(self, Y: Any, *, first: int = 0, count: int | None = None) -> Any:
         """Return S[:, first : first + count]ᵀ Y.
 
@@ -237,6 +240,7 @@ class SketchOperator:
             _over_batch(adapted.tensor, lambda X: self._adjoint_product(X, first, wanted))
         )
 
+    @as_written
     def __matmul__(self, A: Any) -> Any:
         return self.apply(A)
 

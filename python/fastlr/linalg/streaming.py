@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import leaving_a_thread, promoted, source_of, tensors_of
 from fastlr.linalg._sources import is_scipy_sparse, open_block
 from fastlr.linalg._state import State
@@ -218,6 +219,7 @@ class StreamingSVD(State):
         """
         return 0.0 if self._n_seen == 0 else self._svd()[-1]
 
+    @as_written
     def update(self, rows: Any) -> None:
         """Take in a block of rows.
 
@@ -260,6 +262,7 @@ class StreamingSVD(State):
             self._dtype, self._numpy = block.dtype, block.numpy
         self._n_seen += height
 
+    @as_written
     def merge(self, other: "StreamingSVD") -> None:
         """Take in the rows of another state, as if they came after the rows of this one.
 
@@ -301,6 +304,7 @@ class StreamingSVD(State):
             self._sketch = _core.merge_frequent_directions(self._sketch, weight, other._sketch)
         self._n_seen += other._n_seen
 
+    @as_written
     def result(self, *, out: Literal["torch", "numpy"] | None = None) -> StreamingSVDResult:
         """Return the truncated SVD of the rows so far; the state goes on from where it was.
 
@@ -378,6 +382,7 @@ class StreamingSVD(State):
         return _core.sketches_together(state, before, sketch)
 
 
+@as_written
 def streaming_svd(
     source: Any,
     rank: int,

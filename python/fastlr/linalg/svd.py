@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_real, as_seed
 from fastlr.linalg._arrays import check_one_matrix, number_or_batch
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
@@ -26,6 +27,7 @@ _METHODS = (
 _ONE_READ = ("single_pass", "nystrom")
 
 
+@as_written
 def randomized_svd(
     A: Any,
     rank: int | None = None,

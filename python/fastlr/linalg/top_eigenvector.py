@@ -10,6 +10,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_seed, at_least
 from fastlr.linalg._arrays import adapt, computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import promoted, source_of, tensors_of
 
 Method = Literal["random_order", "oja"]
@@ -100,6 +101,7 @@ class TopEigenvector(_TopEigenvectorFields):
         return (*self, self.info)
 
 
+@as_written
 def top_eigenvector_stream(
     rows: Any,
     *,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_operator
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -74,6 +75,7 @@ class TraceEstimate(_TraceFields):
         return (*self, self.info)
 
 
+@as_written
 def hutchpp(
     A: Any, *, products: int | None = None, tol: float | None = None, seed: Seed = None
 ) -> TraceEstimate:

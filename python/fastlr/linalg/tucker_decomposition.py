@@ -14,6 +14,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_axis, as_seed, at_least
 from fastlr.linalg._arrays import adapt, as_mask, as_tensor, computed_dtype
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import Source, tensor_source_of
 from fastlr.linalg._sources import can_be_read_again, is_scipy_sparse
 from fastlr.linalg._tensor_slabs import (
@@ -40,6 +41,7 @@ _MASKED_GAIN = 1e-4
 _MOST_ATTEMPTS = 4
 
 
+@as_written
 def tucker(
     X: Any,
     ranks: int | Sequence[int] | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastlr import _core
 from fastlr.linalg._arguments import as_axis, as_tolerance, at_least
 from fastlr.linalg._arrays import as_tensor, computed_dtype, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg._state import State
 from fastlr.linalg._tensor_forms import (
     as_divisor,
@@ -232,6 +233,7 @@ class TuckerTensor(State):
 
     # Its entries
 
+    @as_written
     def full(self) -> Any:
         """Return the whole tensor, of shape `shape`."""
         return self._given(self._product())
@@ -247,6 +249,7 @@ class TuckerTensor(State):
         F = self._factors[mode]
         return 1.0 if F is None else F.shape[-2] / max(F.shape[-1], 1)
 
+    @as_written
     def at(self, indices: Any) -> Any:
         """Return entries.
 
@@ -288,6 +291,7 @@ class TuckerTensor(State):
         ]
         return self._given(torch.cat(parts, -1))
 
+    @as_written
     def __getitem__(self, index: Any) -> Any:
         """Return a part, in Tucker form; a scalar array where every dimension has an integer.
 
@@ -329,12 +333,14 @@ class TuckerTensor(State):
 
     # Arithmetic
 
+    @as_written
     def norm(self) -> Any:
         """Return the Frobenius norm, a float; an array of shape batch for a batch."""
         core = self._orthogonal()[0]
         norms = torch.linalg.vector_norm(core.flatten(self._batch), dim=-1)
         return self._given(norms) if self._batch else float(norms)
 
+    @as_written
     def inner(self, other: "TuckerTensor") -> Any:
         """Return Σ conj(self)·other over all entries, a number; an array for a batch.
 
@@ -360,6 +366,7 @@ class TuckerTensor(State):
         sums = products.flatten(self._batch).sum(-1)
         return self._given(sums) if self._batch else sums.item()
 
+    @as_written
     def mode_dot(self, A: Any, mode: int) -> "TuckerTensor":
         """Return the product with a matrix along a mode; a vector takes the mode away.
 
@@ -396,6 +403,7 @@ class TuckerTensor(State):
         core = _times(self._core, self._batch, index, product).squeeze(self._batch + index)
         return self._like(core, factors)
 
+    @as_written
     def rounded(
         self, ranks: int | Sequence[int] | None = None, *, tol: float | None = None
     ) -> "TuckerTensor":
@@ -456,6 +464,7 @@ class TuckerTensor(State):
             factors.append(Q)
         return core, factors
 
+    @as_written
     def __add__(self, other: "TuckerTensor") -> "TuckerTensor":
         """The sum, whose ranks are sums: `rounded` makes them small again."""
         if not isinstance(other, TuckerTensor):
@@ -482,6 +491,7 @@ class TuckerTensor(State):
         core[tuple(rest)] += other._core
         return self._like(core, factors)
 
+    @as_written
     def __sub__(self, other: "TuckerTensor") -> "TuckerTensor":
         if not isinstance(other, TuckerTensor):
             return NotImplemented
@@ -490,6 +500,7 @@ class TuckerTensor(State):
     def __neg__(self) -> "TuckerTensor":
         return self._like(-self._core, list(self._factors))
 
+    @as_written
     def __mul__(self, other: Any) -> "TuckerTensor":
         """With a number, or entry by entry with a tensor: then the ranks are products."""
         if not isinstance(other, TuckerTensor):

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import Seed, as_integer, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt, as_weights, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.random import random_matrix
 
 # Columns of the seed's random matrix, beyond all that sketches draw from.
 _OF_PROCESS, _OF_OTHERS, _OF_DIRECTIONS = (2**31 + 1 + column for column in range(3))
 
 
+@as_written
 def projection_dpp(Q: Any, *, seed: Seed = None) -> Any:
     """Draw k rows of an orthonormal basis, with probability abs(det(Q[rows]))².
 
@@ -71,6 +73,7 @@ def projection_dpp(Q: Any, *, seed: Seed = None) -> Any:
     return adapted.restore(_ascending(_process(basis, number), basis))
 
 
+@as_written
 def volume_sample(A: Any, size: int, *, seed: Seed = None) -> Any:
     """Draw rows of a matrix with a probability proportional to the square of their volume.
 
@@ -174,6 +177,7 @@ class RescaledSample(NamedTuple):
     weights: Any
 
 
+@as_written
 def volume_rescaled_sample(
     A: Any, size: int, *, weights: Any = None, seed: Seed = None
 ) -> RescaledSample:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from fastlr.linalg._arguments import as_integer, as_out, as_real
 from fastlr.linalg._arrays import adapt, restored
+from fastlr.linalg._autocast import as_written
 from fastlr.linalg.results import ConvergenceWarning, WeightedLowRank, WeightedLowRankInfo
 
 _CALLER = "weighted_low_rank"
 
 
+@as_written
 def weighted_low_rank(
     W: Any,
     rank: int | None = None,
