@@ -116,7 +116,7 @@ def latents(generator):
 
 
 def project(linear):
-    return HouseholderProjector.from_linear(linear, RANK)
+    return HouseholderProjector.from_dense(linear, RANK)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -217,7 +217,7 @@ def test_in_a_generator_only_directions_move_the_image(generator, latents):
 def test_layers_begin_as_the_truncated_ones(o, i, part, dtype, seed):
     rank = 1 + int(part * (min(o, i) - 1))
     linear = dense(o, i, dtype, seed)
-    layer = HouseholderProjector.from_linear(linear, rank)
+    layer = HouseholderProjector.from_dense(linear, rank)
     linear = linear.double()
     u, size = unit_roundoff(layer.of_V), torch.linalg.matrix_norm(linear.weight, 2)
     best = truncated(linear, rank)
@@ -237,7 +237,7 @@ def test_layers_begin_as_the_truncated_ones(o, i, part, dtype, seed):
 @given(o=st.integers(1, 30), i=st.integers(1, 30), seed=st.integers(0, 1000))
 def test_a_direction_does_what_its_triple_says(o, i, seed):
     rank = min(o, i, 4)
-    layer = moved(HouseholderProjector.from_linear(dense(o, i, seed=seed), rank), seed)
+    layer = moved(HouseholderProjector.from_dense(dense(o, i, seed=seed), rank), seed)
     V = layer.directions(rank).detach()
     at = draw(i, seed=seed)
     answers = (layer(at + 3 * V.mT) - layer(at)).mT / 3
@@ -256,11 +256,11 @@ def test_a_direction_does_what_its_triple_says(o, i, seed):
 @torch.no_grad()
 def test_scaled_weights(dtype, scale):
     linear = dense(9, 7, dtype)
-    expected = HouseholderProjector.from_linear(linear, 3)
+    expected = HouseholderProjector.from_dense(linear, 3)
     weight = linear.weight.clone()
     for factor in (scale, 1 / scale):
         linear.weight.copy_(weight * factor)
-        layer = HouseholderProjector.from_linear(linear, 3)
+        layer = HouseholderProjector.from_dense(linear, 3)
         u = unit_roundoff(weight)
         assert (layer.S / factor - expected.S).norm() <= 10 * u * expected.S.norm()
         # Directions up to signs; gaps of singular values are some tenth of them.
@@ -272,19 +272,19 @@ def test_scaled_weights(dtype, scale):
 def test_weights_of_zeros_and_of_lower_rank():
     linear = dense(6, 8)
     linear.weight.zero_()
-    layer = HouseholderProjector.from_linear(linear, 4)
+    layer = HouseholderProjector.from_dense(linear, 4)
     x = draw(3, 8)
     assert torch.equal(layer(x), linear.bias.expand(3, 6))
     assert orthonormality_error(layer.directions(4)) <= 10
     linear.weight.copy_(torch.outer(draw(6), draw(8, seed=1)))
-    layer = HouseholderProjector.from_linear(linear, 6)
+    layer = HouseholderProjector.from_dense(linear, 6)
     assert orthonormality_error(layer.directions(6)) <= 10
     torch.testing.assert_close(layer(x), linear(x), rtol=1e-12, atol=1e-13)
     assert (layer.S[1:] <= 1e-14 * layer.S[0]).all()
 
 
 def test_singular_values_that_are_written():
-    layer = moved(HouseholderProjector.from_linear(dense(9, 7), 4))
+    layer = moved(HouseholderProjector.from_dense(dense(9, 7), 4))
     V = layer.directions(4).detach()
     with torch.no_grad():
         layer.S.copy_(torch.tensor([1.0, 4.0, 2.0, 4.0]))
@@ -297,7 +297,7 @@ def test_singular_values_that_are_written():
 
 
 def test_gradients_reach_vectors_and_bias_alone():
-    layer = HouseholderProjector.from_linear(dense(6, 5), 3)
+    layer = HouseholderProjector.from_dense(dense(6, 5), 3)
     assert {name for name, _ in layer.named_parameters()} == {"of_U", "of_V", "bias"}
     x = draw(4, 5).requires_grad_()
 
@@ -314,7 +314,7 @@ def test_gradients_reach_vectors_and_bias_alone():
 @pytest.mark.parametrize("bias", [True, False])
 def test_to_low_rank_and_dense(bias):
     linear = dense(6, 9, bias=bias).eval()
-    layer = moved(HouseholderProjector.from_linear(linear, 4))
+    layer = moved(HouseholderProjector.from_dense(linear, 4))
     assert not layer.training
     low = layer.to_low_rank()
     assert isinstance(low, LowRankLinear)
@@ -326,13 +326,13 @@ def test_to_low_rank_and_dense(bias):
     with torch.no_grad():
         low.B.zero_()
     assert layer.of_U.any()
-    assert HouseholderProjector.from_linear(linear.float(), 4).to_low_rank().A.dtype == (
+    assert HouseholderProjector.from_dense(linear.float(), 4).to_low_rank().A.dtype == (
         torch.float32
     )
 
 
 def test_under_autocast():
-    layer = HouseholderProjector.from_linear(dense(12, 9, torch.float32), 4)
+    layer = HouseholderProjector.from_dense(dense(12, 9, torch.float32), 4)
     x = draw(5, 9, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low, V = layer(x), layer.directions(4)
@@ -347,7 +347,7 @@ def test_under_autocast():
 
 
 def test_saved_copied_and_compiled():
-    layer = moved(HouseholderProjector.from_linear(dense(6, 8, torch.float32), 3))
+    layer = moved(HouseholderProjector.from_dense(dense(6, 8, torch.float32), 3))
     x = draw(7, 8, dtype=torch.float32)
     expected = layer(x)
     stream = io.BytesIO()
@@ -394,18 +394,18 @@ def test_bad_arguments():
         HouseholderProjector(4, 4, 1, dtype=torch.bfloat16)
     for rank in (0, 5):
         with pytest.raises(ValueError, match=f"rank must be between 1 and .* = 4, got {rank}"):
-            HouseholderProjector.from_linear(dense(5, 4), rank)
+            HouseholderProjector.from_dense(dense(5, 4), rank)
     with pytest.raises(TypeError, match=r"float32 or float64, got torch\.float16"):
-        HouseholderProjector.from_linear(dense(5, 4, torch.float16), 2)
+        HouseholderProjector.from_dense(dense(5, 4, torch.float16), 2)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Linear .*, got Conv2d"):
-        HouseholderProjector.from_linear(nn.Conv2d(1, 1, 1), 1)
+        HouseholderProjector.from_dense(nn.Conv2d(1, 1, 1), 1)
     linear = dense(5, 4)
     with torch.no_grad():
         linear.weight[2, 1] = math.inf
     with pytest.raises(
         ValueError, match=re.escape("weight must be finite, got inf at index (2, 1")
     ):
-        HouseholderProjector.from_linear(linear, 2)
+        HouseholderProjector.from_dense(linear, 2)
     layer = HouseholderProjector(4, 5, 3)
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"k must be between 1 and the rank, 3, got {k}"):

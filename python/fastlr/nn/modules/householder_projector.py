@@ -80,7 +80,7 @@ class HouseholderProjector(CompressedLinear):
     >>> import torch
     >>> from fastlr.nn import HouseholderProjector
     >>> dense = torch.nn.Linear(12, 8)
-    >>> layer = HouseholderProjector.from_linear(dense, rank=3)
+    >>> layer = HouseholderProjector.from_dense(dense, rank=3)
     >>> layer
     HouseholderProjector(in_features=12, out_features=8, rank=3, bias=True, parameters=68)
     >>> V = layer.directions(2)
@@ -191,7 +191,7 @@ class HouseholderProjector(CompressedLinear):
         return U * high_precision(self.phases), (V * high_precision(self.S)).mT
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, rank: int) -> HouseholderProjector:
+    def from_dense(cls, linear: nn.Module, rank: int) -> HouseholderProjector:
         """The layer with the `rank` leading singular triples of a dense one.
 
         Parameters
