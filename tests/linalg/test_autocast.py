@@ -16,7 +16,7 @@ import fastlr.linalg as la
 
 # Its products are those of a layer, and lowered as a dense layer's are.
 LAYERS = {"sparse_linear"}
-# Its example makes so many small products that watching them takes a minute: below, with less of them.
+# Its example makes so many products that watching them takes a minute: below, with fewer.
 LONG = "functional_decomposition"
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "convolution"}
 
