@@ -5,11 +5,15 @@ from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    CPConv2d,
     DictionaryLinear,
     HouseholderProjector,
     InterpolativeLinear,
     LipschitzLinear,
     LipschitzResidual,
+    LowRankConv1d,
+    LowRankConv2d,
+    LowRankConv3d,
     LowRankLinear,
     MaestroLinear,
     SharedBasisLinear,
@@ -18,12 +22,16 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "CPConv2d",
     "CompressionReport",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankConv1d",
+    "LowRankConv2d",
+    "LowRankConv3d",
     "LowRankLinear",
     "MaestroLinear",
     "SharedBasisLinear",

@@ -1,10 +1,12 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
+from fastlr.nn.modules.cp_conv import CPConv2d
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
+from fastlr.nn.modules.low_rank_conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
@@ -12,11 +14,15 @@ from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
+    "CPConv2d",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankConv1d",
+    "LowRankConv2d",
+    "LowRankConv3d",
     "LowRankLinear",
     "MaestroLinear",
     "SharedBasisLinear",
