@@ -5,6 +5,7 @@ from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    CURLinear,
     DictionaryLinear,
     HouseholderProjector,
     InterpolativeLinear,
@@ -19,6 +20,7 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "CURLinear",
     "CompressionReport",
     "DictionaryLinear",
     "HouseholderProjector",

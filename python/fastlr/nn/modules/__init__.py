@@ -1,5 +1,6 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
+from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
@@ -13,6 +14,7 @@ from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
+    "CURLinear",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
