@@ -6,6 +6,7 @@ from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
+from fastlr.nn.modules.low_rank_bilinear import LowRankBilinear
 from fastlr.nn.modules.low_rank_embedding import LowRankEmbedding
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.maestro_linear import MaestroLinear
@@ -20,6 +21,7 @@ __all__ = [
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankBilinear",
     "LowRankEmbedding",
     "LowRankLinear",
     "MaestroLinear",

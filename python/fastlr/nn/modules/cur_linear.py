@@ -13,6 +13,7 @@ from fastlr.linalg import cur
 from fastlr.nn.modules.base import CompressedLinear, check_rank
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
+from fastlr.nn.modules.rank_choice import check_one, kept_numbers
 
 
 class CURLinear(CompressedLinear):
@@ -179,11 +180,7 @@ class CURLinear(CompressedLinear):
         weight = dense_weight(linear)
         check_finite(owner, "weight", weight)
         o, i = weight.shape
-        if sum(given is not None for given in (rank, ratio, tol)) != 1:
-            raise ValueError(
-                f"{owner}: one of rank, ratio and tol must be given, got rank={rank}, "
-                f"ratio={ratio}, tol={tol}"
-            )
+        check_one(owner, rank, ratio, tol)
         if ratio is not None:
             rank = _rank_within(owner, o, i, ratio)
         if rank is not None:
@@ -217,12 +214,7 @@ class CURLinear(CompressedLinear):
 
 def _rank_within(owner: str, o: int, i: int, ratio: float) -> int:
     """The largest r with r² + r·(o + i) ≤ (1 − ratio)·o·i."""
-    kept = (1 - ratio) * o * i if 0 <= ratio < 1 else 0.0
+    kept = kept_numbers(owner, ratio, o * i, o + i + 1)
     half = (o + i) / 2
     # The positive root, without cancellation.
-    rank = math.floor(kept / (half + math.sqrt(half * half + kept)))
-    if rank < 1:
-        raise ValueError(
-            f"{owner}: ratio must leave a rank of 1, {o + i + 1} of {o * i} numbers, got {ratio}"
-        )
-    return min(rank, o, i)
+    return min(math.floor(kept / (half + math.sqrt(half * half + kept))), o, i)

@@ -13,6 +13,7 @@ from fastlr.nn.modules.base import check_rank
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.masked_linear import check_finite
+from fastlr.nn.modules.rank_choice import choose_rank
 
 
 class LowRankEmbedding(nn.Module):
@@ -213,7 +214,7 @@ class LowRankEmbedding(nn.Module):
         if counts is not None:
             weighted = weighted * _checked_counts(owner, counts, n).to(weighted).sqrt()[:, None]
         _, S, Vh = torch.linalg.svd(torch.linalg.qr(weighted, mode="r").R, full_matrices=False)
-        chosen = _choose(owner, n, d, S, rank, ratio, tol)
+        chosen = choose_rank(owner, rank, ratio, tol, S=S, each=n + d, dense=n * d)
         layer = cls(
             n,
             d,
@@ -271,35 +272,3 @@ def _checked_counts(owner: str, counts: Tensor, rows: int) -> Tensor:
     if not bool(wide.any()):
         raise ValueError(f"{owner}: counts must not all be zero")
     return wide
-
-
-def _choose(
-    owner: str,
-    n: int,
-    d: int,
-    S: Tensor,
-    rank: int | None,
-    ratio: float | None,
-    tol: float | None,
-) -> int:
-    if sum(given is not None for given in (rank, ratio, tol)) != 1:
-        raise ValueError(
-            f"{owner}: one of rank, ratio and tol must be given, got rank={rank}, ratio={ratio}, "
-            f"tol={tol}"
-        )
-    if rank is not None:
-        check_rank(owner, d, n, rank)
-        return rank
-    if ratio is not None:
-        found = math.floor((1 - ratio) * n * d / (n + d)) if 0 <= ratio < 1 else 0
-        if found < 1:
-            raise ValueError(
-                f"{owner}: ratio must leave a rank of 1, {n + d} of {n * d} numbers, got {ratio}"
-            )
-        return min(found, n, d)
-    assert tol is not None
-    if not 0 <= tol < 1:
-        raise ValueError(f"{owner}: tol must be in [0, 1), got {tol}")
-    relative = S / S[0] if float(S[0]) > 0 else S  # whose squares do not underflow
-    tails = relative.square().flip(0).cumsum(0).flip(0)  # tails[r]: of rank r
-    return max(1, int((tails > tol**2 * tails[0]).sum()))
