@@ -5,11 +5,14 @@ from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    CURLinear,
     DictionaryLinear,
     HouseholderProjector,
     InterpolativeLinear,
     LipschitzLinear,
     LipschitzResidual,
+    LowRankBilinear,
+    LowRankEmbedding,
     LowRankLinear,
     MaestroLinear,
     SharedBasisLinear,
@@ -18,12 +21,15 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "CURLinear",
     "CompressionReport",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankBilinear",
+    "LowRankEmbedding",
     "LowRankLinear",
     "MaestroLinear",
     "SharedBasisLinear",
