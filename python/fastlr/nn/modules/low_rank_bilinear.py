@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision
+from fastlr.nn.modules.masked_linear import check_finite
 from fastlr.nn.modules.rank_choice import choose_rank
 
 
@@ -228,10 +229,5 @@ def _checked_weight(owner: str, bilinear: Any) -> Tensor:
     weight = bilinear.weight.detach()
     if weight.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{owner}: bilinear must hold real floats, got {weight.dtype}")
-    wrong = ~torch.isfinite(weight)
-    if bool(wrong.any()):
-        index = tuple(int(k) for k in wrong.nonzero()[0])
-        raise ValueError(
-            f"{owner}: weight must be finite, got {float(weight[index])} at index {index}"
-        )
+    check_finite(owner, "weight", weight)
     return weight

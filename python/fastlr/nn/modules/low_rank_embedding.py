@@ -210,9 +210,9 @@ class LowRankEmbedding(nn.Module):
         owner = cls.__name__
         table = _table(owner, embedding)
         n, d = table.shape
-        weighted = high_precision(table)
+        wide = weighted = high_precision(table)
         if counts is not None:
-            weighted = weighted * _checked_counts(owner, counts, n).to(weighted).sqrt()[:, None]
+            weighted = wide * _checked_counts(owner, counts, n).to(wide).sqrt()[:, None]
         _, S, Vh = torch.linalg.svd(torch.linalg.qr(weighted, mode="r").R, full_matrices=False)
         chosen = choose_rank(owner, rank, ratio, tol, S=S, each=n + d, dense=n * d)
         layer = cls(
@@ -227,7 +227,7 @@ class LowRankEmbedding(nn.Module):
         ).to_empty(device=table.device)
         with torch.no_grad():
             layer.B.copy_(Vh[:chosen])
-            layer.A.copy_(high_precision(table) @ Vh[:chosen].mT)
+            layer.A.copy_(wide @ Vh[:chosen].mT)
         return layer.train(embedding.training)
 
     def extra_repr(self) -> str:
