@@ -1,12 +1,15 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
 from fastlr.nn.modules.cp_conv import CPConv2d
+from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
+from fastlr.nn.modules.low_rank_bilinear import LowRankBilinear
 from fastlr.nn.modules.low_rank_conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
+from fastlr.nn.modules.low_rank_embedding import LowRankEmbedding
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
@@ -15,14 +18,17 @@ from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
     "CPConv2d",
+    "CURLinear",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankBilinear",
     "LowRankConv1d",
     "LowRankConv2d",
     "LowRankConv3d",
+    "LowRankEmbedding",
     "LowRankLinear",
     "MaestroLinear",
     "SharedBasisLinear",

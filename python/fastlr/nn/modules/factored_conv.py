@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-import warnings
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastlr.linalg import ConvergenceWarning
+from fastlr.linalg._warnings import warn
 from fastlr.nn.modules.conv_geometry import DENSE, DenseConv, Geometry, check_float, dense_kernel
 from fastlr.nn.modules.conv_splits import ConvSplit, Ranks
 from fastlr.nn.modules.dense import high_precision
@@ -232,11 +232,10 @@ class FactoredConv(nn.Module, abc.ABC):
 
         layer, error = attempts[split.reaching(kernel, goal, attempt)]
         if error > goal:
-            warnings.warn(
+            warn(
                 f"{owner}: the error of the kernel is {error:.3g} in {weight.dtype} at full rank, "
                 f"more than tol = {goal:g}",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         return layer
 
