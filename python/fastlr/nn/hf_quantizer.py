@@ -16,7 +16,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fastlr.nn.modules import (
     DictionaryLinear,
     InterpolativeLinear,
+    KroneckerLinear,
     LowRankLinear,
+    MonarchLinear,
     SharedBasisLinear,
     SparseLinear,
     SubsetLinear,
@@ -30,7 +32,9 @@ LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
     "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
+    "KroneckerLinear": KroneckerLinear,
     "LowRankLinear": LowRankLinear,
+    "MonarchLinear": MonarchLinear,
     "SharedBasisLinear": SharedBasisLinear,
     "SparseLinear": SparseLinear,
     "SubsetLinear": SubsetLinear,
