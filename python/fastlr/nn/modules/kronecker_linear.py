@@ -68,7 +68,7 @@ class KroneckerLinear(StructuredLinear):
     >>> layer = KroneckerLinear.from_dense(torch.nn.Linear(12, 8), (4, 3), terms=2)
     >>> layer  # doctest: +NORMALIZE_WHITESPACE
     KroneckerLinear(in_features=12, out_features=8, shape=(4, 3), terms=2, bias=True, parameters=48,
-    flops=144)
+    flops=192)
     >>> layer(torch.zeros(5, 12)).shape
     torch.Size([5, 8])
     """
