@@ -143,7 +143,7 @@ def slices(W: Tensor, b: int) -> Tensor:
 def composed(left: Tensor, right: Tensor, o: int, i: int) -> Tensor:
     """The Monarch matrix of these factors, o × i."""
     b, h, w = left.shape[0], left.shape[1], right.shape[2]
-    by_slice = left.unflatten(2, (b, -1)), right.unflatten(1, (-1, b))
+    by_slice = torch.unflatten(left, 2, (b, -1)), torch.unflatten(right, 1, (-1, b))
     return torch.einsum("lqks,kslj->qlkj", *by_slice).reshape(h * b, b * w)[:o, :i]
 
 

@@ -109,7 +109,7 @@ class KroneckerLinear(StructuredLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         (k, o1, i1), (_, o2, i2) = self.B.shape, self.C.shape
-        X = input.unflatten(-1, (i1, i2)).reshape(-1, i1, i2)
+        X = torch.unflatten(input, -1, (i1, i2)).reshape(-1, i1, i2)
         if self._right_first():
             products = F.linear(X, self.C.reshape(k * o2, i2)).reshape(-1, i1 * k, o2)
             left = self.B.permute(1, 2, 0).reshape(o1, i1 * k)

@@ -115,7 +115,7 @@ class MonarchLinear(StructuredLinear):
         w = self.right.shape[2]
         filled = b * w - self.in_features
         X = F.pad(input, (0, filled)) if filled else input
-        X = X.unflatten(-1, (b, w)).reshape(-1, b, w)
+        X = torch.unflatten(X, -1, (b, w)).reshape(-1, b, w)
         # Features × inputs: both products write rows in an order that the next one can read.
         middle = torch.bmm(self.right, X.permute(1, 2, 0))
         Y = torch.bmm(self.left, middle.reshape(inner, b, X.shape[0]).transpose(0, 1))
