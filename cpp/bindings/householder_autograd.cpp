@@ -1,22 +1,20 @@
 // The gradients of products of reflectors, in C++ as small products take less time than Python's part of a gradient.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <tuple>
+#include <utility>
+
+#include "dispatch.hpp"
 
 namespace {
 
 using at::Tensor;
+using fastlr::bindings::find;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-template <typename Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // The result, T and exponents.
 using Results = std::tuple<Tensor, Tensor, Tensor>;

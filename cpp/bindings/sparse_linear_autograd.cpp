@@ -1,20 +1,17 @@
 // The gradients of sparse_linear. Those of most operators are in python/fastlr/_ops.py; a step of decoding cannot
 // wait for Python to find that no gradient is wanted.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "dispatch.hpp"
+
 namespace {
 
 using at::Tensor;
+using fastlr::bindings::find;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-template <typename Signature>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 Tensor without_gradient(const Tensor& X, const Tensor& values, const Tensor& mask) {
   static const auto op = find<Tensor(const Tensor&, const Tensor&, const Tensor&)>("fastlr::sparse_linear");

@@ -111,6 +111,8 @@ class Columns {
   explicit Columns(const Reflectors& Q)
       : count((Q.V.size(2) + kWidth - 1) / kWidth), Q_{Q.V.stride(2) == 1 ? Q.V : Q.V.contiguous(), Q.lower} {}
 
+  const at::Tensor& V() const { return Q_.V; }
+
   int64_t row(int64_t i) const { return Q_.lower ? i * kWidth : 0; }
 
   at::Tensor operator[](int64_t i) const {
@@ -208,16 +210,13 @@ struct Block {
 // U and Y are made anew whenever a block is asked for, and used while they are in the cache.
 class Blocks {
  public:
-  const int64_t count;
-
   Blocks(const Reflectors& Q, const Factors& factors)
-      : count(Columns(Q).count),
-        V_(Q.V),
-        columns_(Q),
-        factors_{factors.T.contiguous(), factors.exponents.contiguous()} {}
+      : columns_(Q), factors_{factors.T.contiguous(), factors.exponents.contiguous()} {}
+
+  int64_t count() const { return columns_.count; }
 
   Block operator[](int64_t i) const {
-    if (has_kernel(V_)) return of_kernel(i);
+    if (has_kernel(columns_.V())) return of_kernel(i);
     const auto V = columns_[i], T = columns_.of(factors_.T[0], i);
     const auto e = factors_.exponents[i].narrow(2, 0, V.size(2));
     if (is_wide(V)) {
@@ -231,14 +230,14 @@ class Blocks {
   }
 
  private:
-  at::Tensor V_;
   Columns columns_;
   Factors factors_;
 
   Block of_kernel(int64_t i) const {
     const auto T = columns_.of(factors_.T[0], i);
+    const auto& V = columns_.V();
     const auto row = columns_.row(i), width = T.size(2);
-    const auto U = at::empty({V_.size(0), V_.size(1) - row, width}, V_.options()), Y = at::empty_like(U);
+    const auto U = at::empty({V.size(0), V.size(1) - row, width}, V.options()), Y = at::empty_like(U);
     kernels::reflector_block_cpu(columns_.for_kernel(), i, factors_.T.const_data_ptr<double>(),
                                  factors_.exponents.const_data_ptr<int32_t>(), U.data_ptr<float>(),
                                  Y.data_ptr<float>());
@@ -256,8 +255,8 @@ at::Tensor changed(const at::Tensor& X, const Block& block, bool of_identity) {
 
 // X <- H_1 ... H_k X, or its adjoint.
 void apply_in_place(const Blocks& Q, const at::Tensor& X, bool adjoint, bool of_identity) {
-  for (int64_t step = 0; step < Q.count; ++step) {
-    const auto block = Q[adjoint ? step : Q.count - 1 - step];
+  for (int64_t step = 0; step < Q.count(); ++step) {
+    const auto block = Q[adjoint ? step : Q.count() - 1 - step];
     const auto& [left, right] = adjoint ? std::tie(block.U, block.Y) : std::tie(block.Y, block.U);
     const auto part = changed(X, block, of_identity);
     subtract(part, left, adjoint_product(right, part));
@@ -311,8 +310,8 @@ std::pair<at::Tensor, at::Tensor> householder_backward(const Reflectors& Q, cons
   const auto [first, second] = lowering(factors.exponents, at::toRealValueType(Q.V.scalar_type()));
   const auto X = result.clone(at::MemoryFormat::Contiguous);
   auto gradient = at::zeros_like(Q.V, at::MemoryFormat::Contiguous);
-  for (int64_t step = 0; step < blocks.count; ++step) {
-    const auto i = adjoint ? blocks.count - 1 - step : step;
+  for (int64_t step = 0; step < blocks.count(); ++step) {
+    const auto i = adjoint ? blocks.count() - 1 - step : step;
     const auto block = blocks[i];
     const auto& [U, Y, T, column, row] = block;
     const auto x = changed(X, block, of_identity && Q.lower), g = changed(G, block, of_identity && Q.lower);

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from fastlr.linalg._arrays import Adapted, adapt
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -217,11 +217,10 @@ def bilinear_lstsq(
     )
     s, x = _in_units(system, parts, w, c, method)
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: the data do not determine d and x: ambiguity {ambiguity:.3g}, where 0 is "
             f"certain and at 1 other answers fit as well",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return BilinearResult(adapted.restore(1 / s), adapted.restore(x), info)
 

@@ -1,7 +1,6 @@
 """Functions on a box by Chebyshev interpolation and a Tucker decomposition."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from fastlr.linalg._arguments import Seed, as_out, as_seed, as_tolerance, at_lea
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._box_function import BoxFunction
 from fastlr.linalg._chebyshev_grids import GridTensor, from_fibres, from_full_grid
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, as_box
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
@@ -198,11 +198,10 @@ def chebyshev_tucker(
 def _warn(search: "_Search", error: float, grid_error: float) -> None:
     capped = sorted(search.degrees.capped)
     cause = f"; more than max_degree is needed along axes {capped}" if capped else ""
-    warnings.warn(
+    warn(
         f"{_CALLER}: tol={search.tol:g} not met, the largest relative error at {search.samples} "
         f"random points is {error:.3g}, at nodes {grid_error:.3g}{cause}",
         ConvergenceWarning,
-        stacklevel=3,
     )
 
 

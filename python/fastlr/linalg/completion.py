@@ -1,7 +1,6 @@
 """Completion of a matrix from some of its entries."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -23,6 +22,7 @@ from fastlr.linalg._observed import (
     open_observed,
 )
 from fastlr.linalg._state import State
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "complete"
@@ -560,11 +560,10 @@ def complete(
         result = _core.altmin(by_rows, left_out, k, most, stop, key, solved)
     completion = completion_of(result, observed, by_rows, method, solved, ridge_by == "entry")
     if not completion.info.converged and stop > 0:
-        warnings.warn(
+        warn(
             f"{_CALLER}: {most} sweeps were not enough: they left "
             f"{completion.info.relative_residual:.2g} of the values",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return completion
 

@@ -1,7 +1,6 @@
 """Minimization under equality constraints by inexact Newton steps and an exact merit function."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_real, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.kkt import default_tol, solve_operators
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -239,10 +239,9 @@ def minimize_equality(
         message,
     )
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: {message}; the residual is {point.residual:.3g}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return EqualityMinimum(start.restore(point.x), start.restore(point.multipliers), info)
 

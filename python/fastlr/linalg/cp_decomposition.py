@@ -1,7 +1,6 @@
 """CP decompositions of tensors."""
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from fastlr.linalg._cp_steps import (
     norm,
     residual,
 )
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.cp_tensor import CPTensor, unit_columns
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
@@ -274,7 +274,7 @@ def _warn(tol: float | None, error: float, settled: bool, cancellation: float) -
             f"components cancel, their weights are {cancellation:.2g} times X: there may be no "
             "best tensor of this rank, and a ridge bounds them"
         )
-    warnings.warn(f"{_CALLER}: {'; '.join(reasons)}", ConvergenceWarning, stacklevel=4)
+    warn(f"{_CALLER}: {'; '.join(reasons)}", ConvergenceWarning)
 
 
 # Phases

@@ -1,7 +1,6 @@
 """Adaptive cross approximation: a matrix from a few of its rows and columns."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed, at_least
 from fastlr.linalg._arrays import Adapted, adapt
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -240,11 +240,10 @@ def cross(
         converged,
     )
     if not converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: tol={tol:g} not met by {len(approximation.rows)} crosses; the estimated "
             f"relative error is {error:.3g}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     C, coefficients, rows, cols = map(entries.restore, approximation.factors())
     return CrossResult(C, coefficients, rows, cols, info)

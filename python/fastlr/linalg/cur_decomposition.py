@@ -1,7 +1,6 @@
 """CUR decompositions: a matrix from some of its own columns and rows."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -14,6 +13,7 @@ from fastlr.linalg._arguments import Seed, as_integer, as_seed, not_negative
 from fastlr.linalg._arrays import check_one_matrix, restored
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_matrix
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning, ErrorInfo
 from fastlr.linalg.svd import randomized_svd
@@ -245,11 +245,10 @@ def cur(
     factors, converged = _to_tolerance(problem, most, allowed)
     result = problem.result(factors, converged=converged)
     if not converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: tol = {allowed:g} is not met by {result.info.rank} columns; the error is "
             f"{result.info.error:.3g} at most (see info)",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return result
 

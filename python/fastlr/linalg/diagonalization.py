@@ -1,6 +1,5 @@
 """Diagonalization of matrices that have no good eigenvectors, by those of a matrix nearby."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from fastlr.linalg._arguments import Seed, as_real, as_seed
 from fastlr.linalg._arrays import adapt, number_or_batch
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 
@@ -271,11 +271,10 @@ def _warn_of_rounding(info: PerturbedEigInfo, eps: float, dtype: torch.dtype) ->
         for value in (info.backward_error, info.condition)
     )
     if isinstance(error, float) and error > max(2 * eps, 10 * (torch.finfo(dtype).eps / 2) ** 0.5):
-        warnings.warn(
+        warn(
             f"{_CALLER}: rounding makes the relative error {error:.1e}, more than eps={eps:g}, as "
             f"the eigenvectors have a condition number of {condition:.1e}; take a larger eps",
             ConvergenceWarning,
-            stacklevel=3,
         )
 
 

@@ -1,7 +1,6 @@
 """Tucker decomposition of data whose indices are real numbers."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -22,6 +21,7 @@ from fastlr.linalg._arrays import as_tensor, computed_dtype, restored, torch_dty
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._state import State
 from fastlr.linalg._tucker_posterior import LEAST_NOISE, WARM_UP, Mode, Posterior, at, contract
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "functional_tucker"
@@ -484,11 +484,10 @@ def functional_tucker(
     converged = quiet >= enough
     self._outcome = posterior.relative_residual, converged
     if not converged and stop > 0:
-        warnings.warn(
+        warn(
             f"{_CALLER}: {most} sweeps were not enough: more than tol = {stop:g} for each "
             f"observation was gained in one of the last {enough}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return self
 

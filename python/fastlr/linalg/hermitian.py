@@ -1,6 +1,5 @@
 """Leading eigenpairs of Hermitian matrices."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +9,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, as_seed
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, open_operator
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning, ErrorInfo
 
 # In the order of the core's enumeration.
@@ -242,11 +242,10 @@ def randomized_eigh(
     found = _core.randomized_eigh(matrix.data, rank, oversample, iterations, as_seed(seed, caller))
     result = _result(matrix, found, out)
     if not result.info.converged:
-        warnings.warn(
+        warn(
             f"{caller}: the residuals did not reach their size in {result.info.power_iters} blocks;"
             f" the largest is {float(result.info.residuals.max()):.3g} (see info)",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return result
 

@@ -3,7 +3,6 @@
 import cmath
 import math
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from fastlr.linalg._arrays import restored
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_block
 from fastlr.linalg._state import State
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
 _OPS = torch.ops.fastlr
@@ -403,11 +403,10 @@ class IncrementalSVD(State):
         """
         result = self._truncated("IncrementalSVD.result")
         if not result.info.converged:
-            warnings.warn(
+            warn(
                 f"IncrementalSVD.result: the error is at most {result.info.error:.3g}, "
                 f"which is above tol = {self._tol} times the norm of A",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return result
 

@@ -1,6 +1,5 @@
 """Decompositions in rows or columns of the matrix itself."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from fastlr.linalg._arguments import Seed, as_integer, as_out, as_real, as_seed
 from fastlr.linalg._arrays import check_one_matrix, number_or_batch
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_matrix
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning, InterpolativeInfo, InterpolativeResult
 
 _CALLER = "interpolative"
@@ -122,11 +122,10 @@ def interpolative(
     )
     info = _info(numbers, indices.shape[-1], matrix.reads)
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: tol={tol:g} not met by {info.rank}; the error is {info.error:.3g} at most "
             "(see info)",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return InterpolativeResult(
         matrix.restore(indices, out), matrix.restore(coefficients, out), info

@@ -1,6 +1,5 @@
 """Equality-constrained Newton systems by sketch and project."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +12,7 @@ from fastlr.linalg._arguments import Seed, as_out, as_real, as_seed, at_least
 from fastlr.linalg._arrays import adapt
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import is_scipy_sparse, open_operator
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "solve_kkt"
@@ -206,11 +206,10 @@ def solve_kkt(
         entries=_entries(H, len(f)),
     )
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: the residual is {info.residual:.3g} of the norm of (f, c) after "
             f"{info.iterations} sketches ({info.method}), more than tol",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return KKTSolution(hessian.restore(x, out), hessian.restore(multipliers, out), info)
 

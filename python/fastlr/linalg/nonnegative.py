@@ -1,7 +1,6 @@
 """Factorizations with a nonnegative factor, or two."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +25,7 @@ from fastlr.linalg._starts import (
     rotated_start,
     signed_start,
 )
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 Start: TypeAlias = Literal["svd", "random"] | tuple[Any, Any]
@@ -440,11 +440,10 @@ class _Request:
             penalty * self.data.power,
         )
         if not info.converged:
-            warnings.warn(
+            warn(
                 f"{self.caller}: the KKT residual is {info.kkt_residual:.3g} after "
                 f"{info.iterations} iterations, more than tol = {self.tol:g}",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         left, right_ = found.X * self.data.power, found.V.mT.contiguous()
         return self._restored(left), self._restored(right_), info

@@ -1,6 +1,5 @@
 """Norms and ranks, as intervals."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +7,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_operator
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 # In the order of the core's enumeration.
@@ -288,11 +288,10 @@ def estimate_rank(
     )
     method = _METHODS[0] if dense else "blocked QB"
     if not converged:
-        warnings.warn(
+        warn(
             f"{caller}: most={most} columns did not capture all singular values above the "
             f"threshold; the rank is {lower} at least",
             ConvergenceWarning,
-            stacklevel=2,
         )
     info = RankInfo(method, passes, failure, converged, norm=norm, residual=residual)
     return RankEstimate(rank, lower, upper, info)

@@ -13,6 +13,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_seed, at_least, not_negative
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._observed import Observed, ObservedRows, open_observed
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.completion import Completion, completion_of, open_validation
 from fastlr.linalg.norms import estimate_norm
 from fastlr.linalg.results import ConvergenceWarning
@@ -209,12 +210,11 @@ def soft_impute(
     converged = tuple(gap <= problem.tol for gap in gaps)
     if not all(converged):
         worst = int(np.argmax(gaps))
-        warnings.warn(
+        warn(
             f"{_CALLER}: the gap of penalty {path[worst]:.3g} is {gaps[worst]:.2g}, above tol = "
             f"{problem.tol:g}, with rank {solutions[worst].rank} after "
             f"{solutions[worst].sweeps} sweeps",
             ConvergenceWarning,
-            stacklevel=2,
         )
     info = SoftImputeInfo(
         tuple(solution.rank for solution in solutions),

@@ -1,7 +1,6 @@
 """QR with column pivoting."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
 from fastlr.linalg._arrays import adapt, check_one_matrix, number_or_batch
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 _CALLER = "pivoted_qr"
@@ -195,11 +195,10 @@ def pivoted_qr(
     )
     info = _info(numbers, Q.shape[-1], R.shape[-1], f)
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: tol = {allowed:g} is not met by {info.rank} columns; the error is "
             f"{info.error:.3g} (see info)",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return PivotedQRResult(adapted.restore(Q), adapted.restore(R), adapted.restore(pivots), info)
 

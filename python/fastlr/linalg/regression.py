@@ -1,7 +1,6 @@
 """Linear least squares."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -17,6 +16,7 @@ from fastlr.linalg._autocast import as_written
 from fastlr.linalg._blocks import Source, source_of, tensors_of
 from fastlr.linalg._lstsq_gradient import DifferentiableSolution
 from fastlr.linalg._sources import Matrix, is_scipy_sparse, open_operator
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.sketching import OBLIVIOUS_KINDS, SketchOperator
@@ -277,11 +277,10 @@ def lstsq(
         x = DifferentiableSolution.apply(left, B, x, damp, info.rank)  # type: ignore[no-untyped-call]
         residual = right.tensor - tracked @ x
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{caller}: the backward error is {np.max(info.backward_error):.3g}, above tol (see "
             "info)",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return LstsqResult(
         matrix.restore(right.shaped(x), out), matrix.restore(right.shaped(residual), out), info

@@ -1,7 +1,6 @@
 """Robust principal components: a matrix as the sum of one of low rank and a sparse one."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from fastlr.linalg._arguments import (
 )
 from fastlr.linalg._arrays import adapt, as_mask
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.random import random_matrix
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.svd import randomized_svd
@@ -291,11 +291,10 @@ def robust_pca(
     # Counted after rounding, as what is below the range of the dtype is zero then.
     info = _info(point, int((sparse != 0).sum()), weight, power, tol)
     if not info.converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: tol={tol:g} not met by {info.iterations} iterations; the relative gap is "
             f"{info.gap:.3g}, the residual {info.residual:.3g}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return RobustPCAResult(U, adapted.restore(power * point.S), Vh, sparse, info)
 

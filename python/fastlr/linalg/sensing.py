@@ -1,7 +1,6 @@
 """Low-rank matrices from linear measurements, by descent on two thin factors."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,6 +13,7 @@ from fastlr.linalg._arguments import Seed, as_real, as_seed, as_tolerance, at_le
 from fastlr.linalg._arrays import adapt
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, open_block
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.norms import estimate_norm
 from fastlr.linalg.operators import LinearOperator
 from fastlr.linalg.random import random_matrix
@@ -547,11 +547,10 @@ def _warn(run: _Run, tol: float | None, most: int) -> None:
     iterations = len(run.history) - 1
     wanted = "still falls" if tol is None else f"is more than tol = {tol:g}"
     limit = " = max_iters" if iterations == most else ""
-    warnings.warn(
+    warn(
         f"{_CALLER}: after {iterations}{limit} iterations the relative residual of "
         f"{run.history[-1]:.3g} {wanted}",
         ConvergenceWarning,
-        stacklevel=3,
     )
 
 

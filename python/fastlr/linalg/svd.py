@@ -1,6 +1,5 @@
 """Truncated singular value decompositions."""
 
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from fastlr.linalg._arguments import Seed, as_integer, as_out, as_power_iters, a
 from fastlr.linalg._arrays import check_one_matrix, number_or_batch
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import Matrix, can_be_read_again, open_matrix
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning, SVDInfo, SVDResult
 
 Method = Literal["auto", "subspace", "krylov", "single_pass", "nystrom"]
@@ -270,8 +270,7 @@ def _warn_unless_converged(info: SVDInfo, tol: float | None, caller: str) -> Non
     if info.converged or (tol is None and info.method != "block Krylov"):
         return
     wanted = "the residuals of the Krylov space" if tol is None else f"tol={tol:g}"
-    warnings.warn(
+    warn(
         f"{caller}: {wanted} not met; the error is {info.error:.3g} at most (see info)",
         ConvergenceWarning,
-        stacklevel=3,
     )

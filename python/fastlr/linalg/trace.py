@@ -1,6 +1,5 @@
 """Traces of matrices that are known by their products."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ from fastlr import _core
 from fastlr.linalg._arguments import Seed, as_integer, as_real, as_seed
 from fastlr.linalg._autocast import as_written
 from fastlr.linalg._sources import open_operator
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 
 
@@ -152,11 +152,10 @@ def hutchpp(
         as_seed(seed, caller),
     )
     if not converged:
-        warnings.warn(
+        warn(
             f"{caller}: tol={tol:g} not met by {taken} products; the standard error is "
             f"{std_error:.3g}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     info = TraceInfo("diagonal" if exact else "Hutch++", taken, passes, converged)
     return TraceEstimate(value if matrix.dtype.is_complex else value.real, std_error, info)

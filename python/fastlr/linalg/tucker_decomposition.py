@@ -2,7 +2,6 @@
 
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from fastlr.linalg._tensor_slabs import (
     sketched,
     with_signs,
 )
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning
 from fastlr.linalg.tucker_tensor import TuckerTensor, as_ranks, checked_tol, decomposed
 
@@ -319,7 +319,7 @@ def _of_sparse(X: _Sparse, ranks: Any, most: int, seed: int) -> TuckerTensor:
         core, factors, norm, error, history, converged = _core.sparse_tucker(
             X.indices, X.values, X.sizes, wanted, most, seed
         )
-    _warn(converged, most, None, error, stacklevel=4)
+    _warn(converged, most, None, error)
     told = ("hooi", error, norm, history, len(history) - 1, converged)
     return TuckerTensor._made(core, [*factors], X.numpy, X.dtype, 0, told)
 
@@ -368,7 +368,7 @@ def _of_slabs(
         )
         for mode, Q in small.bases.items():
             core, factors[mode] = with_signs(core, mode, Q @ factors[mode])
-    _warn(converged, most, tol, error, stacklevel=4)
+    _warn(converged, most, tol, error)
     told = (method, error, small.norm, history, len(history) - 1, converged)
     of_modes = [factors.get(mode) for mode in range(P.dim())]
     return TuckerTensor._made(core, of_modes, slabs.numpy, slabs.dtype, 0, told)
@@ -456,7 +456,7 @@ def _masked(
         core, factors = _core.tucker_sweep(filled, modes, factors)
 
 
-def _warn(converged: bool, most: int, tol: float | None, error: float, stacklevel: int = 3) -> None:
+def _warn(converged: bool, most: int, tol: float | None, error: float) -> None:
     if converged:
         return
     message = (
@@ -464,7 +464,7 @@ def _warn(converged: bool, most: int, tol: float | None, error: float, stackleve
         if tol is None
         else f"rounding or ranks keep tol = {tol:g} from being met, the error is {error:.3g}"
     )
-    warnings.warn(f"{_CALLER}: {message}", ConvergenceWarning, stacklevel=stacklevel)
+    warn(f"{_CALLER}: {message}", ConvergenceWarning)
 
 
 # Arguments

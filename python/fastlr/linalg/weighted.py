@@ -1,6 +1,5 @@
 """Low-rank approximations in norms that weigh rows and columns."""
 
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 from fastlr.linalg._arguments import as_integer, as_out, as_real
 from fastlr.linalg._arrays import adapt, restored
 from fastlr.linalg._autocast import as_written
+from fastlr.linalg._warnings import warn
 from fastlr.linalg.results import ConvergenceWarning, WeightedLowRank, WeightedLowRankInfo
 
 _CALLER = "weighted_low_rank"
@@ -143,11 +143,10 @@ def weighted_low_rank(
     )
     error, norm, randomized, converged = numbers.tolist()
     if not converged:
-        warnings.warn(
+        warn(
             f"{_CALLER}: the weighted error is {error / norm:.3g} of the norm at rank {len(S)}, "
             f"more than tol = {tol}",
             ConvergenceWarning,
-            stacklevel=2,
         )
     numpy = adapted.numpy if out is None else out == "numpy"
     B, A, bias = (restored(part, adapted.dtype, numpy=numpy) for part in (B, A, bias))

@@ -5,12 +5,15 @@ from fastlr.nn.compress import CompressionReport, compress_llm
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    CURLinear,
     DictionaryLinear,
     HouseholderProjector,
     InterpolativeLinear,
     KroneckerLinear,
     LipschitzLinear,
     LipschitzResidual,
+    LowRankBilinear,
+    LowRankEmbedding,
     LowRankLinear,
     MaestroLinear,
     MonarchLinear,
@@ -20,6 +23,7 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "CURLinear",
     "CompressionReport",
     "DictionaryLinear",
     "HouseholderProjector",
@@ -27,6 +31,8 @@ __all__ = [
     "KroneckerLinear",
     "LipschitzLinear",
     "LipschitzResidual",
+    "LowRankBilinear",
+    "LowRankEmbedding",
     "LowRankLinear",
     "MaestroLinear",
     "MonarchLinear",

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
+    CURLinear,
     DictionaryLinear,
     InterpolativeLinear,
     KroneckerLinear,
@@ -30,6 +31,7 @@ FORMAT_VERSION = 1
 # Of a layer without a basis of its own: the name of the one that lends it.
 LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
+    "CURLinear": CURLinear,
     "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
     "KroneckerLinear": KroneckerLinear,

@@ -14,7 +14,8 @@ from fastlr.linalg import nearest_kronecker
 from fastlr.linalg.kronecker import rearranged
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.structured_linear import StructuredLinear, how_many
+from fastlr.nn.modules.rank_choice import choose_rank
+from fastlr.nn.modules.structured_linear import StructuredLinear
 
 
 class KroneckerLinear(StructuredLinear):
@@ -193,16 +194,16 @@ class KroneckerLinear(StructuredLinear):
         (o1, i1), (o2, i2) = _sizes(owner, out_features, in_features, shape)
         check_finite(owner, "weight", weight)
         exact = high_precision(weight)
-        terms = how_many(
+        terms = choose_rank(
             owner,
-            "terms",
             terms,
             ratio,
             tol,
-            each=o1 * i1 + o2 * i2,
-            weight=weight,
             limit=min(o1 * i1, o2 * i2),
-            values=lambda: torch.linalg.svdvals(rearranged(exact, o1, i1))[None],
+            each=o1 * i1 + o2 * i2,
+            dense=weight.numel(),
+            values=lambda: torch.linalg.svdvals(rearranged(exact, o1, i1)),
+            name="terms",
         )
         layer = cls.unfilled(
             in_features,

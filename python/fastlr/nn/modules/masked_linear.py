@@ -91,12 +91,11 @@ def check_masked(owner: str, name: str, matrix: Tensor, mask: Tensor) -> None:
     check_finite(owner, name, matrix)
 
 
-def check_finite(owner: str, name: str, matrix: Tensor) -> None:
-    """Raise ValueError naming the first entry of `matrix` that is not finite."""
-    finite = torch.isfinite(matrix)
+def check_finite(owner: str, name: str, tensor: Tensor) -> None:
+    """Raise ValueError naming the first entry of `tensor` that is not finite."""
+    finite = torch.isfinite(tensor)
     if not bool(finite.all()):
-        row, column = (int(k) for k in (~finite).nonzero()[0])
+        index = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(
-            f"{owner}: {name} must be finite, got {float(matrix[row, column])} at index "
-            f"({row}, {column})"
+            f"{owner}: {name} must be finite, got {float(tensor[index])} at index {index}"
         )

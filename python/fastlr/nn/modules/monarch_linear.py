@@ -13,7 +13,8 @@ from fastlr.linalg import monarch_project
 from fastlr.linalg.monarch import composed, slices
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.structured_linear import StructuredLinear, how_many
+from fastlr.nn.modules.rank_choice import choose_rank
+from fastlr.nn.modules.structured_linear import StructuredLinear
 
 
 class MonarchLinear(StructuredLinear):
@@ -186,16 +187,17 @@ class MonarchLinear(StructuredLinear):
         h, w = _sizes(owner, out_features, in_features, blocks)
         check_finite(owner, "weight", weight)
         exact = high_precision(weight)
-        rank = how_many(
+        rank = choose_rank(
             owner,
-            "rank",
             rank,
             ratio,
             tol,
-            each=blocks**2 * (h + w),
-            weight=weight,
             limit=min(h, w),
-            values=lambda: torch.linalg.svdvals(slices(exact, blocks)).flatten(0, 1),
+            each=blocks**2 * (h + w),
+            dense=weight.numel(),
+            values=lambda: torch.linalg.vector_norm(
+                torch.linalg.svdvals(slices(exact, blocks)), dim=(0, 1)
+            ),
         )
         layer = cls.unfilled(
             in_features,
