@@ -143,6 +143,28 @@ def test_applying_is_multiplying(m: int, data: st.DataObject) -> None:
         assert (row - x @ Q).norm() <= bound
 
 
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_strides(dtype: torch.dtype, lower: bool) -> None:
+    views = {
+        "transposed": random(2, 70, 90, dtype=dtype).mT,
+        "every second column": random(2, 90, 140, dtype=dtype)[..., ::2],
+        "every second row": random(2, 180, 70, dtype=dtype)[:, ::2],
+        "one batch": random(90, 70, dtype=dtype).expand(2, 90, 70),
+        "conjugate": random(2, 90, 70, dtype=dtype).conj(),
+    }
+    X = random(2, 90, 3, dtype=dtype, seed=1)
+    for name, view in views.items():
+        results = []
+        for V in (view, view.resolve_conj().contiguous()):
+            leaf = V.detach().requires_grad_()
+            Q = la.householder_product(leaf, lower=lower)
+            Y = la.householder_apply(leaf, X, lower=lower)
+            (Q.abs().square() * torch.arange(90)[:, None]).sum().backward()
+            results.append((Q.detach(), Y.detach(), leaf.grad))
+        assert all(map(torch.equal, *results)), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("lower", [False, True])
 def test_gradients(dtype: torch.dtype, lower: bool) -> None:

@@ -169,7 +169,7 @@ def test_a_zero_weight():
         (
             lambda: LowRankBilinear.from_dense(dense(4, 3, 2), ratio=0.9),
             ValueError,
-            "ratio must leave a rank of 1, 14 of 24 numbers, got 0.9",
+            "ratio must leave rank=1, 14 of 24 numbers, got 0.9",
         ),
         (lambda: LowRankBilinear.from_dense(dense(4, 3, 2), tol=-1.0), ValueError, "tol must be"),
     ],

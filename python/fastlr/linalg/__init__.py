@@ -1,6 +1,7 @@
 """Randomized decompositions: NumPy or torch in, the same kind out."""
 
 from fastlr import _ops as _ops  # loads the core
+from fastlr.linalg._balanced import ProjectionInfo
 from fastlr.linalg.bilinear import BilinearInfo, BilinearResult, bilinear_lstsq
 from fastlr.linalg.chebyshev_decomposition import chebyshev_tucker
 from fastlr.linalg.chebyshev_tensor import ChebyshevTucker, ChebyshevTuckerInfo
@@ -48,7 +49,9 @@ from fastlr.linalg.joint import (
     joint_svd_bounds,
 )
 from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
+from fastlr.linalg.kronecker import KroneckerResult, nearest_kronecker
 from fastlr.linalg.leverage import leverage_scores
+from fastlr.linalg.monarch import MonarchResult, monarch_project
 from fastlr.linalg.nonnegative import NMFInfo, NMFResult, SemiNMFResult, nmf, semi_nmf
 from fastlr.linalg.norms import (
     EstimateInfo,
@@ -136,10 +139,12 @@ __all__ = [
     "JointSVDBounds",
     "KKTInfo",
     "KKTSolution",
+    "KroneckerResult",
     "LinearOperator",
     "LstsqInfo",
     "LstsqResult",
     "MatrixClusters",
+    "MonarchResult",
     "NMFInfo",
     "NMFResult",
     "NormEstimate",
@@ -148,6 +153,7 @@ __all__ = [
     "PerturbedEigInfo",
     "PivotedQRInfo",
     "PivotedQRResult",
+    "ProjectionInfo",
     "RankEstimate",
     "RankInfo",
     "RescaledSample",
@@ -195,6 +201,8 @@ __all__ = [
     "lstsq",
     "matrix_sensing",
     "minimize_equality",
+    "monarch_project",
+    "nearest_kronecker",
     "nmf",
     "nystrom",
     "orthonormalize",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fastlr.linalg._warnings import warn
 from fastlr.nn.compress.self_calibration import sample_tokens
 from fastlr.nn.evaluate import check_context, check_vocabulary, read_text, tokenize
 from fastlr.nn.progress import Progress
@@ -121,10 +121,10 @@ def random_windows(tokens: Tensor, samples: int, seq_len: int, seed: int) -> Ten
             f"calibration must hold at least seq_len = {seq_len} tokens, got {len(tokens)}"
         )
     if count < samples:
-        warnings.warn(
+        warn(
             f"calibration holds {count} windows of {seq_len} tokens, fewer than samples={samples}; "
             "all of them are used",
-            stacklevel=2,
+            UserWarning,
         )
     generator = torch.Generator().manual_seed(seed)
     spare = len(tokens) - count * seq_len

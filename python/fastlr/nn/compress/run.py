@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from fastlr.linalg._warnings import warn
 from fastlr.nn.compress.allocation import Budget, allocate
 from fastlr.nn.compress.blocks import BlockStack
 from fastlr.nn.compress.calibration import Batch
@@ -265,10 +265,10 @@ class CompressionRun:
         before = sum(report.parameters_before for report in self.reports)
         after = sum(report.parameters_after for report in self.reports)
         if after > before * (1 - self.settings.ratio) * (1 + _EXCESS):
-            warnings.warn(
+            warn(
                 f"compress_llm: ratio={self.settings.ratio} is not reached: method "
                 f"{self.settings.name!r} takes {after / before:.1%} of the numbers",
-                stacklevel=3,
+                UserWarning,
             )
 
     def _build(self, group: LayerGroup, candidates: Candidates, index: int, note: str = "") -> None:
@@ -307,7 +307,7 @@ def _problems(
         note = ""
         if calibrated and gram is None:
             note = NEVER_CALLED
-            warnings.warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", stacklevel=5)
+            warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", UserWarning)
         if gram is not None:
             require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
         found.append(LayerProblem(name, module, gram, gradients.get(name), note=note))

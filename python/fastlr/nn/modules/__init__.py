@@ -5,6 +5,7 @@ from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
 from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
+from fastlr.nn.modules.kronecker_linear import KroneckerLinear
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
 from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
 from fastlr.nn.modules.low_rank_bilinear import LowRankBilinear
@@ -12,6 +13,7 @@ from fastlr.nn.modules.low_rank_conv import LowRankConv1d, LowRankConv2d, LowRan
 from fastlr.nn.modules.low_rank_embedding import LowRankEmbedding
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.maestro_linear import MaestroLinear
+from fastlr.nn.modules.monarch_linear import MonarchLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
@@ -22,6 +24,7 @@ __all__ = [
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
+    "KroneckerLinear",
     "LipschitzLinear",
     "LipschitzResidual",
     "LowRankBilinear",
@@ -31,6 +34,7 @@ __all__ = [
     "LowRankEmbedding",
     "LowRankLinear",
     "MaestroLinear",
+    "MonarchLinear",
     "SharedBasisLinear",
     "SparseLinear",
     "SubsetLinear",

@@ -199,7 +199,14 @@ class LowRankBilinear(nn.Module):
         left, S, right = torch.linalg.svd(high_precision(weight), full_matrices=False)
         together = torch.linalg.vector_norm(S, dim=0)
         chosen = choose_rank(
-            owner, rank, ratio, tol, S=together, each=o * (i1 + i2), dense=o * i1 * i2
+            owner,
+            rank,
+            ratio,
+            tol,
+            limit=len(together),
+            each=o * (i1 + i2),
+            dense=o * i1 * i2,
+            values=lambda: together,
         )
         layer = cls(
             i1, i2, o, chosen, bilinear.bias is not None, device="meta", dtype=weight.dtype

@@ -214,7 +214,9 @@ class LowRankEmbedding(nn.Module):
         if counts is not None:
             weighted = wide * _checked_counts(owner, counts, n).to(wide).sqrt()[:, None]
         _, S, Vh = torch.linalg.svd(torch.linalg.qr(weighted, mode="r").R, full_matrices=False)
-        chosen = choose_rank(owner, rank, ratio, tol, S=S, each=n + d, dense=n * d)
+        chosen = choose_rank(
+            owner, rank, ratio, tol, limit=len(S), each=n + d, dense=n * d, values=lambda: S
+        )
         layer = cls(
             n,
             d,
