@@ -560,6 +560,20 @@ def test_cp_finds_the_rank_of_a_kernel():
     assert relative(found.compose(), hidden.compose()) <= 1e-9
 
 
+def test_a_ridge_keeps_components_from_cancelling():
+    conv = dense(2, 12, 12)
+    free, held = (
+        from_dense(CPConv2d, None, conv, 12, ridge=ridge, max_sweeps=60) for ridge in (0.0, 1e-4)
+    )
+
+    def largest(layer):
+        return max(float(p.detach().abs().max()) for p in layer.factors.parameters())
+
+    # A random kernel has no best approximation of this rank.
+    assert 2 * largest(held) < largest(free)
+    assert relative(held.compose(), conv.weight) < relative(free.compose(), conv.weight) + 0.02
+
+
 def test_tucker_ranks_for_a_size_are_the_best_truncation():
     """Against a plain search over all pairs."""
     conv = structured(2)

@@ -261,6 +261,12 @@ class CPSplit(ConvSplit):
 
     name = "cp"
 
+    def __init__(
+        self, owner: str, geometry: Geometry, ridge: float = 0.0, max_sweeps: int = 100
+    ) -> None:
+        super().__init__(owner, geometry)
+        self.ridge, self.max_sweeps = ridge, max_sweeps
+
     @property
     def limits(self) -> Ranks:
         # A sum of as many outer products as there are fibres along the longest mode.
@@ -290,9 +296,20 @@ class CPSplit(ConvSplit):
         if ranks == self.limits:
             found = [_all_fibres(part) for part in kernel]
         else:
-            found = [_components(part, rank, tol) for part in kernel]
+            found = [self._components(part, rank, tol) for part in kernel]
         last, first, *along = (torch.stack(factors) for factors in zip(*found, strict=True))
         return [first.mT, *(F.mT for F in along), last]
+
+    def _components(self, X: Tensor, rank: int, tol: float | None) -> list[Tensor]:
+        """The factors of a CP decomposition; each gets its share of the weights."""
+        with warnings.catch_warnings():
+            if tol is not None:  # one attempt of many; the last one is looked at
+                warnings.simplefilter("ignore", la.ConvergenceWarning)
+            weights, factors = la.cp(
+                X, rank, tol=tol, ridge=self.ridge, max_sweeps=self.max_sweeps, seed=0
+            )
+        share = weights ** (1 / len(factors))
+        return [F * share for F in factors]
 
     def within(self, kernel: Tensor, budget: int) -> Ranks | None:
         rank = min(budget // int(self.stored((1,))), *self.limits)
@@ -334,16 +351,6 @@ def split_named(owner: str, name: Any) -> type[ConvSplit]:
         known = ", ".join(f'"{known}"' for known in SPLITS)
         raise ValueError(f"{owner}: split must be one of {known}, got {name!r}")
     return SPLITS[name]
-
-
-def _components(X: Tensor, rank: int, tol: float | None) -> list[Tensor]:
-    """The factors of a CP decomposition; each gets its share of the weights."""
-    with warnings.catch_warnings():
-        if tol is not None:  # one attempt of many; the last one is looked at
-            warnings.simplefilter("ignore", la.ConvergenceWarning)
-        weights, factors = la.cp(X, rank, tol=tol, seed=0)
-    share = weights ** (1 / len(factors))
-    return [F * share for F in factors]
 
 
 def _all_fibres(X: Tensor) -> list[Tensor]:

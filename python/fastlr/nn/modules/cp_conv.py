@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -114,6 +115,8 @@ class CPConv2d(FactoredConv):
         *,
         ratio: float | None = None,
         tol: float | None = None,
+        ridge: float = 0.0,
+        max_sweeps: int = 100,
     ) -> CPConv2d:
         """The layer that is near to a dense one: of a rank, of a size, or within an error.
 
@@ -133,6 +136,11 @@ class CPConv2d(FactoredConv):
             Between 0 and 1: ‖W − Ŵ‖_F ≤ tol·‖W‖_F for the stored kernel Ŵ, which is measured. The
             rank is doubled until that is met, from the least one that unfoldings allow, and then
             the interval halved: there may be a smaller one.
+        ridge : float
+            As for :func:`fastlr.linalg.cp`. 1e-4 keeps components from cancelling, at the cost of
+            some thousandths of ‖W‖; exact components are not found exactly.
+        max_sweeps : int
+            As for :func:`fastlr.linalg.cp`, of each decomposition.
 
         Returns
         -------
@@ -159,4 +167,5 @@ class CPConv2d(FactoredConv):
         full rank takes all fibres along the longest mode, and is exact. The weights of the
         components are spread evenly over the four factors.
         """
-        return cls._nearest(conv, CPSplit, rank, ratio, tol)
+        split = partial(CPSplit, ridge=ridge, max_sweeps=max_sweeps)
+        return cls._nearest(conv, split, rank, ratio, tol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -189,7 +190,7 @@ class FactoredConv(nn.Module, abc.ABC):
     def _nearest(
         cls: type[Self],
         conv: nn.Module,
-        kind: type[ConvSplit],
+        kind: Callable[[str, Geometry], ConvSplit],
         rank: Any,
         ratio: float | None,
         tol: float | None,
