@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from fastlr.nn import compress_llm
-from fastlr.nn.compress import (
+from fastlr.nn.compression import (
     Candidates,
     LayerProblem,
     Statistics,
@@ -25,7 +25,7 @@ from fastlr.nn.compress import (
     register_method,
     run,
 )
-from fastlr.nn.compress.methods import METHODS, sparse
+from fastlr.nn.compression.methods import METHODS, sparse
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown
 from wikitext_compression import (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastlr.nn import compress_llm
-from fastlr.nn.compress import Statistics
+from fastlr.nn.compression import Statistics
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown
 from wikitext_compression import load, options_of, statistics_of, wikitext

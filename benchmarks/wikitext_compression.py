@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from fastlr.nn import compress_llm, perplexity
-from fastlr.nn.compress import Statistics, calibrate
-from fastlr.nn.compress.methods import METHODS
+from fastlr.nn.compression import Statistics, calibrate
+from fastlr.nn.compression.methods import METHODS
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown, seconds_of
 

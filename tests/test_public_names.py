@@ -6,11 +6,11 @@ import pytest
 
 import fastlr.linalg
 import fastlr.nn
-import fastlr.nn.compress.methods
+import fastlr.nn.compression.methods
 
 PUBLIC = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (fastlr.linalg, fastlr.nn, fastlr.nn.compress, fastlr.nn.parametrize)
+    for module in (fastlr.linalg, fastlr.nn, fastlr.nn.compression, fastlr.nn.parametrize)
     for name in module.__all__
 ]
 
@@ -18,7 +18,7 @@ PUBLIC = [
 @pytest.mark.parametrize("public", PUBLIC)
 def test_doctest(public, monkeypatch):
     # What an example registers is forgotten.
-    methods = fastlr.nn.compress.methods
+    methods = fastlr.nn.compression.methods
     monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
     examples = doctest.DocTestFinder(recurse=False).find(public, public.__name__)
     assert examples

@@ -159,8 +159,8 @@ def test_the_command_line_loads_nothing_heavy():
 def test_choices_are_the_librarys():
     from typing import get_args
 
-    from fastlr.nn.compress.allocation import ALLOCATIONS
-    from fastlr.nn.compress.methods import METHODS
+    from fastlr.nn.compression.allocation import ALLOCATIONS
+    from fastlr.nn.compression.methods import METHODS
 
     assert set(get_args(app.Method)) == {"auto", *METHODS}
     assert set(get_args(app.Form)) == {form for m in METHODS.values() for form in m.forms}

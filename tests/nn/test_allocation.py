@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress import Candidates
-from fastlr.nn.compress.allocation import (
+from fastlr.nn.compression import Candidates
+from fastlr.nn.compression.allocation import (
     ALLOCATIONS,
     Budget,
     allocate,

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from fastlr.nn.compress.calibration import calibration_batches, random_windows
+from fastlr.nn.compression.calibration import calibration_batches, random_windows
 
 
 class Letters:

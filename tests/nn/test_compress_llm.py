@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fastlr.nn import SparseLinear, compress_llm, load
-from fastlr.nn.compress import calibrate
-from fastlr.nn.compress import engine as engine_module
-from fastlr.nn.compress import run as run_module
-from fastlr.nn.compress.calibration import Batch
-from fastlr.nn.compress.divergence import divergence_of
-from fastlr.nn.compress.methods import METHODS
+from fastlr.nn.compression import calibrate
+from fastlr.nn.compression import engine as engine_module
+from fastlr.nn.compression import run as run_module
+from fastlr.nn.compression.calibration import Batch
+from fastlr.nn.compression.divergence import divergence_of
+from fastlr.nn.compression.methods import METHODS
 from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.dense import dense_weight, is_dense_linear
 

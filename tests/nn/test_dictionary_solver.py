@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress import Gram, LayerProblem, solve
-from fastlr.nn.compress.dictionary_solver import (
+from fastlr.nn.compression import Gram, LayerProblem, solve
+from fastlr.nn.compression.dictionary_solver import (
     Combination,
     Targets,
     better_rows,
@@ -18,10 +18,10 @@ from fastlr.nn.compress.dictionary_solver import (
     with_best_atoms,
     with_best_coefficients,
 )
-from fastlr.nn.compress.dictionary_start import Ranked, row_by_row, with_return
-from fastlr.nn.compress.layer_report import relative_error
-from fastlr.nn.compress.methods import METHODS, cospadi, rocket
-from fastlr.nn.compress.methods.dictionary import Sizes, nodes
+from fastlr.nn.compression.dictionary_start import Ranked, row_by_row, with_return
+from fastlr.nn.compression.layer_report import relative_error
+from fastlr.nn.compression.methods import METHODS, cospadi, rocket
+from fastlr.nn.compression.methods.dictionary import Sizes, nodes
 
 U = torch.finfo(torch.float64).eps
 KINDS = ["plain", "singular", "outlier", "duplicated"]
@@ -449,7 +449,9 @@ def test_at_half_of_the_coefficients_the_error_is_exact(shape, name, monkeypatch
     linear = torch.nn.Linear(*reversed(shape), bias=False, dtype=torch.float64)
     with torch.no_grad():
         linear.weight.copy_(W)
-    monkeypatch.setattr(f"fastlr.nn.compress.methods.{name}.refine", lambda targets, found: found)
+    monkeypatch.setattr(
+        f"fastlr.nn.compression.methods.{name}.refine", lambda targets, found: found
+    )
     candidates = METHODS[name].prepare(LayerProblem("a", linear, gram), "dictionary", 1)
     sizes = Sizes.of(*shape, torch.float64)
     found = nodes(*shape, sizes)

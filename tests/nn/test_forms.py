@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress import LayerProblem
-from fastlr.nn.compress.forms import FORMS, form_named
-from fastlr.nn.compress.methods.low_rank import low_rank_candidates
+from fastlr.nn.compression import LayerProblem
+from fastlr.nn.compression.forms import FORMS, form_named
+from fastlr.nn.compression.methods.low_rank import low_rank_candidates
 
 SIZES = st.integers(1, 24)
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fastlr.nn import compress_llm
-from fastlr.nn.compress import Gram, calibrate
-from fastlr.nn.compress.calibration import Batch
-from fastlr.nn.compress.divergence import divergence_of
+from fastlr.nn.compression import Gram, calibrate
+from fastlr.nn.compression.calibration import Batch
+from fastlr.nn.compression.divergence import divergence_of
 from fastlr.nn.modules.dense import is_dense_linear
 
 U = torch.finfo(torch.float64).eps

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastlr.nn import SparseLinear, compress_llm, load
-from fastlr.nn.compress import calibrate, heal
-from fastlr.nn.compress.heal import Student
+from fastlr.nn.compression import calibrate, heal
+from fastlr.nn.compression.heal import Student
 
 OPTIONS = {"seq_len": 24, "progress": False}
 

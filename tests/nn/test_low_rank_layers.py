@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlr.nn import InterpolativeLinear, LowRankLinear
-from fastlr.nn.compress import Gram, solve
+from fastlr.nn.compression import Gram, solve
 
 U = torch.finfo(torch.float64).eps
 CLASSES = [LowRankLinear, InterpolativeLinear]

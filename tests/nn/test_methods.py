@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlr.nn import DictionaryLinear, SparseLinear, load
-from fastlr.nn.compress import (
+from fastlr.nn.compression import (
     Candidates,
     Gram,
     LayerGroup,
@@ -15,9 +15,9 @@ from fastlr.nn.compress import (
     compress_llm,
     register_method,
 )
-from fastlr.nn.compress.methods import METHODS, default_method
-from fastlr.nn.compress.methods.sparse import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS
-from fastlr.nn.compress.methods.two_sided import loss_weights, prepare
+from fastlr.nn.compression.methods import METHODS, default_method
+from fastlr.nn.compression.methods.sparse import DAMPING_OF_GRADIENTS, DAMPING_OF_INPUTS
+from fastlr.nn.compression.methods.two_sided import loss_weights, prepare
 from fastlr.nn.modules.base import composed_weight
 
 U = torch.finfo(torch.float64).eps
@@ -170,7 +170,7 @@ def test_the_default_depends_on_what_masks_cost():
 
 
 def test_a_method_of_ones_own(make_model, tokens, monkeypatch):
-    monkeypatch.setattr("fastlr.nn.compress.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("fastlr.nn.compression.methods.METHODS", dict(METHODS))
     register_method("mine", Method(METHODS["svd_llm"].prepare, inputs=True))
     options = {"calibration": tokens, "samples": 4, "seq_len": 16, "progress": False}
     report = compress_llm(make_model("llama"), 0.3, method="mine", **options).fastlr_report
@@ -182,7 +182,7 @@ def test_a_method_of_ones_own(make_model, tokens, monkeypatch):
 
 
 def test_layers_can_be_compressed_together(make_model, monkeypatch):
-    monkeypatch.setattr("fastlr.nn.compress.methods.METHODS", dict(METHODS))
+    monkeypatch.setattr("fastlr.nn.compression.methods.METHODS", dict(METHODS))
 
     # Each pair of up and gate is one group, of which either both lose all entries but one or none.
     def join(model, problems, ratio, form):

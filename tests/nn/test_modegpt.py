@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fastlr.nn import InterpolativeLinear, SubsetLinear, compress_llm, load
-from fastlr.nn.compress import Gram, LayerProblem, Statistics, calibrate
-from fastlr.nn.compress.blocks import find_blocks
-from fastlr.nn.compress.calibration import Batch
-from fastlr.nn.compress.influence import block_influences
-from fastlr.nn.compress.layer_report import relative_error, weight_size
-from fastlr.nn.compress.methods import METHODS
-from fastlr.nn.compress.methods.modegpt import _DAMPING, unit_candidates
-from fastlr.nn.compress.structure import Mlp
+from fastlr.nn.compression import Gram, LayerProblem, Statistics, calibrate
+from fastlr.nn.compression.blocks import find_blocks
+from fastlr.nn.compression.calibration import Batch
+from fastlr.nn.compression.influence import block_influences
+from fastlr.nn.compression.layer_report import relative_error, weight_size
+from fastlr.nn.compression.methods import METHODS
+from fastlr.nn.compression.methods.modegpt import _DAMPING, unit_candidates
+from fastlr.nn.compression.structure import Mlp
 from fastlr.nn.modules.base import composed_weight
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress

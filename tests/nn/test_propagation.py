@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlr.nn import InterpolativeLinear, LowRankLinear, compress_llm
-from fastlr.nn.compress import calibrate, propagation
-from fastlr.nn.compress import run as run_module
-from fastlr.nn.compress.propagation import MIXTURES, PairedInputs
-from fastlr.nn.compress.refit import refit
+from fastlr.nn.compression import calibrate, propagation
+from fastlr.nn.compression import run as run_module
+from fastlr.nn.compression.propagation import MIXTURES, PairedInputs
+from fastlr.nn.compression.refit import refit
 from fastlr.nn.modules.base import CompressedLinear, composed_weight
 from fastlr.nn.modules.dense import dense_weight, is_dense_linear
 

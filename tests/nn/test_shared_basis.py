@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastlr.nn import LowRankLinear, SharedBasisLinear, compress_llm, load
-from fastlr.nn.compress import Gram, LayerProblem
-from fastlr.nn.compress.methods import basis_sharing
+from fastlr.nn.compression import Gram, LayerProblem
+from fastlr.nn.compression.methods import basis_sharing
 from fastlr.nn.modules.base import composed_weight
 
 U = torch.finfo(torch.float64).eps

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress import Gram, solve
+from fastlr.nn.compression import Gram, solve
 
 U = torch.finfo(torch.float64).eps
 SHAPES = st.tuples(st.integers(1, 24), st.integers(1, 24))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlr.nn.compress.sparse_solver import (
+from fastlr.nn.compression.sparse_solver import (
     ascending_values,
     fit_on_mask,
     inverse_diagonal,

@@ -104,7 +104,7 @@ def variants(ratio: float, dtype: torch.dtype) -> list[tuple[str, str]]:
 
     The last one is what `compress_llm` does by itself, which depends on the ratio.
     """
-    from fastlr.nn.compress.methods import default_method, method_named
+    from fastlr.nn.compression.methods import default_method, method_named
 
     method = default_method(ratio, dtype)
     return [_COMPARED, (method, method_named(method).forms[0])]
@@ -198,7 +198,7 @@ def _compress_all(
     layer.
     """
     from fastlr.nn import compress_llm
-    from fastlr.nn.compress import calibrate
+    from fastlr.nn.compression import calibrate
 
     with progress.stage("calibrate", "Calibrating"):
         statistics = calibrate(

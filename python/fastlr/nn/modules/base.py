@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastlr.nn.modules.dense import FLOAT_DTYPES, dense_bias, dense_weight, high_precision
 
 if TYPE_CHECKING:
-    from fastlr.nn.compress.gram import Gram
+    from fastlr.nn.compression.gram import Gram
 
 Layer = TypeVar("Layer", bound="CompressedLinear")
 Self = TypeVar("Self", bound="FactoredLinear")
@@ -226,9 +226,9 @@ class FactoredLinear(CompressedLinear):
         Notes
         -----
         One product W G Wᵀ and one symmetric eigenproblem of size min(o, i), in float64: about
-        2·o·i·(o + i) + 9·min(o, i)³ flops. See :func:`fastlr.nn.compress.solve`.
+        2·o·i·(o + i) + 9·min(o, i)³ flops. See :func:`fastlr.nn.compression.solve`.
         """
-        from fastlr.nn.compress.solver import solve
+        from fastlr.nn.compression.solver import solve
 
         weight = dense_weight(linear)
         out_features, in_features = weight.shape

@@ -1,0 +1,30 @@
+"""Compressing language models: calibration, the solver, ranks, forms and the report."""
+
+from fastlr.nn.compression.engine import calibrate, compress_llm
+from fastlr.nn.compression.gram import Gram
+from fastlr.nn.compression.heal import HealReport
+from fastlr.nn.compression.loss_model import LossPrediction
+from fastlr.nn.compression.methods import Method, register_method
+from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compression.report import CompressionReport, LayerReport
+from fastlr.nn.compression.solver import Solution, Truncation, solve
+from fastlr.nn.compression.statistics import Statistics
+
+__all__ = [
+    "Candidates",
+    "CompressionReport",
+    "Gram",
+    "HealReport",
+    "LayerGroup",
+    "LayerProblem",
+    "LayerReport",
+    "LossPrediction",
+    "Method",
+    "Solution",
+    "Statistics",
+    "Truncation",
+    "calibrate",
+    "compress_llm",
+    "register_method",
+    "solve",
+]
