@@ -1,7 +1,7 @@
 """Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
 from fastlr.nn import parametrize as parametrize
-from fastlr.nn.compression import CompressionReport, compress_llm
+from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
@@ -47,7 +47,9 @@ __all__ = [
     "SharedBasisLinear",
     "SparseLinear",
     "SubsetLinear",
+    "compress",
     "compress_llm",
     "load",
     "perplexity",
+    "plan",
 ]

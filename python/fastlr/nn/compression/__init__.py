@@ -5,6 +5,7 @@ from fastlr.nn.compression.gram import Gram
 from fastlr.nn.compression.heal import HealReport
 from fastlr.nn.compression.loss_model import LossPrediction
 from fastlr.nn.compression.methods import Method, register_method
+from fastlr.nn.compression.module_plan import CompressionPlan, PlannedLayer, compress, plan
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compression.report import CompressionReport, LayerReport
 from fastlr.nn.compression.solver import Solution, Truncation, solve
@@ -12,6 +13,7 @@ from fastlr.nn.compression.statistics import Statistics
 
 __all__ = [
     "Candidates",
+    "CompressionPlan",
     "CompressionReport",
     "Gram",
     "HealReport",
@@ -20,11 +22,14 @@ __all__ = [
     "LayerReport",
     "LossPrediction",
     "Method",
+    "PlannedLayer",
     "Solution",
     "Statistics",
     "Truncation",
     "calibrate",
+    "compress",
     "compress_llm",
+    "plan",
     "register_method",
     "solve",
 ]

@@ -20,18 +20,19 @@ NEVER_CALLED = "its input never occurred in the calibration: compressed by its w
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one linear layer.
+    """What became of one layer.
 
     Attributes
     ----------
     name : str
     shape : tuple of int
-        (out_features, in_features).
-    rank : int or None
-        min(shape) for a layer that a low-rank method left dense; None for other methods.
+        (out_features, in_features); that of the weight of other layers than linear ones.
+    rank : int, pair of int or None
+        min(shape) for a layer that a low-rank method of `compress_llm` left dense; None for other
+        methods. A pair, (output, input), of a convolution's Tucker split.
     form : str
-        "interpolative", "factored", "shared_basis", "sparse", "dictionary", "structured" or
-        "dense".
+        "interpolative", "factored", "shared_basis", "sparse", "dictionary", "structured", "tucker",
+        "channel", "spatial", "embedding", "bilinear" or "dense".
     side : str or None
         Of an interpolative layer, "rows" or "columns".
     parameters_before, parameters_after : int
@@ -42,8 +43,10 @@ class LayerReport:
         The squared error that the method foresaw, relative to that of a weight of zeros, both in
         its own norm: ‖(W − W')X‖² / ‖WX‖² for "svd_llm".
     output_error : float or None
-        ‖(W − W')X‖² / ‖WX‖² on the calibration inputs, with the weights as they are stored. None
-        where the inputs are not known. Of a layer that has other inputs or outputs than the dense
+        ‖(W − W')X‖² / ‖WX‖² on the calibration inputs, with the weights as they are stored; from
+        :func:`fastlr.nn.compress`, ‖y − y'‖² of the outputs, biases included, relative to that from
+        their mean (from zero, where the layer goes by its weight). None where the inputs are not
+        known. Of a layer that has other inputs or outputs than the dense
         one, W' is what it stands for between those.
     weight_error : float
         ‖W − W'‖² / ‖W‖² with the weights as they are stored.
@@ -67,8 +70,8 @@ class LayerReport:
     """
 
     name: str
-    shape: tuple[int, int]
-    rank: int | None
+    shape: tuple[int, ...]
+    rank: int | tuple[int, ...] | None
     form: str
     side: str | None
     parameters_before: int
@@ -124,7 +127,8 @@ class CompressionReport:
     model_before, model_after : ModelSize
         Of the whole model.
     calibration_tokens : int
-        0 where nothing was calibrated.
+        0 where nothing was calibrated. In `calibration_unit`: "tokens", or "batches" of
+        :func:`fastlr.nn.compress`.
     seconds : dict
         Wall time: ``calibration`` (making or reading the tokens), ``statistics`` (passes through
         the model and Gram matrices), ``measuring`` (of a few layers' effect on the loss),
@@ -160,6 +164,7 @@ class CompressionReport:
     seconds: dict[str, float]
     predictions: list[LossPrediction] = field(default_factory=list)
     heal: HealReport | None = None
+    calibration_unit: str = "tokens"
 
     @property
     def parameters_before(self) -> int:
@@ -221,8 +226,9 @@ class CompressionReport:
         before, after = self.model_before, self.model_after
         lines = [
             f"fastlr: {self.method}, {self.form}, {self.allocation} ranks, "
-            f"{self.calibration_tokens} calibration tokens, {self.seconds['total']:.1f} s",
-            f"linear layers  {self.parameters_before:>15,} → {self.parameters_after:>15,} "
+            f"{self.calibration_tokens} calibration {self.calibration_unit}, "
+            f"{self.seconds['total']:.1f} s",
+            f"these layers   {self.parameters_before:>15,} → {self.parameters_after:>15,} "
             f"parameters (−{self.ratio_achieved:.1%}, asked {self.ratio:.1%})",
             f"whole model    {before.parameters:>15,} → {after.parameters:>15,} "
             f"parameters (−{1 - after.parameters / before.parameters:.1%})",
@@ -249,7 +255,7 @@ def _table(layers: Sequence[LayerReport]) -> list[str]:
     return [head, *(row.rstrip() for row in rows)]
 
 
-def _rank(rank: int | None) -> str:
+def _rank(rank: int | tuple[int, ...] | None) -> str:
     return "–" if rank is None else str(rank)
 
 

@@ -30,8 +30,8 @@ def find_targets(
         If a weight is not of a float dtype (a quantized layer).
     """
     require_dense(model)
-    wanted = _patterns("targets", targets) if targets is not None else None
-    unwanted = _patterns("ignore", ignore)
+    wanted = patterns_of("targets", targets) if targets is not None else None
+    unwanted = patterns_of("ignore", ignore)
     found = [
         {
             name: module
@@ -82,7 +82,8 @@ def _linears(prefix: str, block: nn.Module) -> Iterable[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _patterns(argument: str, value: str | Sequence[str]) -> list[str]:
+def patterns_of(argument: str, value: str | Sequence[str]) -> list[str]:
+    """`value` as a list; TypeError for what is no string."""
     patterns = [value] if isinstance(value, str) else list(value)
     for pattern in patterns:
         if not isinstance(pattern, str):

@@ -141,6 +141,22 @@ def dense_kernel(owner: str, module: nn.Module, dimensions: int) -> Tensor:
     return weight.detach()
 
 
+def geometry_of(owner: str, conv: Any) -> Geometry:
+    """That of a dense convolution."""
+    return Geometry.checked(
+        owner,
+        len(conv.kernel_size),
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.padding_mode,
+    )
+
+
 def check_float(owner: str, dtype: torch.dtype | None) -> None:
     """Raise TypeError unless `dtype` is None or a real float type."""
     if dtype is not None and dtype not in FLOAT_DTYPES:

@@ -118,12 +118,12 @@ class RankedSplit(ConvSplit):
         """Squared relative errors for the ranks 1, 2, … along each dimension."""
 
     def within(self, kernel: Tensor, budget: int) -> Ranks | None:
-        menu = self._menu(kernel)
+        menu = self.menu(kernel)
         chosen = menu.best(budget)
         return None if chosen is None else tuple(menu.ranks[chosen].tolist())
 
     def reaching(self, kernel: Tensor, tol: float, attempt: Attempt) -> Ranks:
-        menu, allowed = self._menu(kernel), tol**2
+        menu, allowed = self.menu(kernel), tol**2
         while True:
             chosen = menu.smallest(allowed)
             ranks: Ranks = tuple(menu.ranks[chosen].tolist())
@@ -133,7 +133,8 @@ class RankedSplit(ConvSplit):
                 return ranks
             allowed = predicted / 4
 
-    def _menu(self, kernel: Tensor) -> Menu:
+    def menu(self, kernel: Tensor) -> Menu:
+        """All ranks, with what they cost."""
         losses = self.losses(_normalized(kernel)).cpu()
         grid = torch.meshgrid(*(torch.arange(1, n + 1) for n in losses.shape), indexing="ij")
         ranks = torch.stack([axis.flatten() for axis in grid], dim=1)

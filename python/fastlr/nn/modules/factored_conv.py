@@ -12,9 +12,16 @@ from torch import Tensor, nn
 
 from fastlr.linalg import ConvergenceWarning
 from fastlr.linalg._warnings import warn
-from fastlr.nn.modules.conv_geometry import DENSE, DenseConv, Geometry, check_float, dense_kernel
+from fastlr.nn.modules.conv_geometry import (
+    DENSE,
+    DenseConv,
+    Geometry,
+    check_float,
+    dense_kernel,
+    geometry_of,
+)
 from fastlr.nn.modules.conv_splits import ConvSplit, Ranks
-from fastlr.nn.modules.dense import high_precision
+from fastlr.nn.modules.dense import dense_bias, high_precision
 
 Self = TypeVar("Self", bound="FactoredConv")
 
@@ -183,6 +190,29 @@ class FactoredConv(nn.Module, abc.ABC):
         return [cast(DenseConv, factor) for factor in self.factors]
 
     @classmethod
+    def in_place_of(
+        cls: type[Self],
+        conv: nn.Module,
+        ranks: Ranks,
+        weights: list[Tensor],
+        bias: Tensor | None,
+        **more: Any,
+    ) -> Self:
+        """The layer of these factors with the geometry, dtype, device and mode of a dense one."""
+        create: Any = cls
+        kernel = dense_kernel(cls.__name__, conv, cls.dimensions)
+        layer: Self = create(
+            **geometry_of(cls.__name__, conv).arguments(),
+            rank=ranks if len(ranks) > 1 else ranks[0],
+            bias=bias is not None,
+            device="meta",
+            dtype=kernel.dtype,
+            **more,
+        ).to_empty(device=kernel.device)
+        layer._store(weights, bias)
+        return layer.train(conv.training)
+
+    @classmethod
     def _geometry_of(cls, *arguments: Any) -> Geometry:
         return Geometry.checked(cls.__name__, cls.dimensions, *arguments)
 
@@ -201,23 +231,13 @@ class FactoredConv(nn.Module, abc.ABC):
         if sum(given is not None for given in (rank, ratio, tol)) != 1:
             raise ValueError(f"{owner}: exactly one of rank, ratio and tol must be given")
         weight = dense_kernel(owner, conv, cls.dimensions)
-        geometry = cls._geometry_of(*_arguments_of(conv))
+        geometry = geometry_of(owner, conv)
         split = kind(owner, geometry)
         kernel = high_precision(weight).reshape(geometry.kernel_shape)
 
         def built(ranks: Ranks, goal: float | None = None) -> Self:
-            create: Any = cls
-            given = ranks if len(ranks) > 1 else ranks[0]
-            layer: Self = create(
-                **geometry.arguments(),
-                rank=given,
-                bias=conv.bias is not None,
-                device="meta",
-                dtype=weight.dtype,
-                **more,
-            ).to_empty(device=weight.device)
-            layer._store(split.decompose(kernel, ranks, goal), conv.bias)  # type: ignore[arg-type]
-            return layer.train(conv.training)
+            weights = split.decompose(kernel, ranks, goal)
+            return cls.in_place_of(conv, ranks, weights, dense_bias(conv), **more)
 
         if rank is not None:
             return built(split.checked(rank))
@@ -246,19 +266,6 @@ class FactoredConv(nn.Module, abc.ABC):
                 own.copy_(found.reshape(own.shape))
             if self.bias is not None and bias is not None:
                 self.bias.copy_(bias)
-
-
-def _arguments_of(conv: Any) -> tuple[Any, ...]:
-    return (
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.padding_mode,
-    )
 
 
 def _ranks_left(split: ConvSplit, kernel: Tensor, ratio: Any) -> Ranks:

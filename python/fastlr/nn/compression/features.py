@@ -1,0 +1,238 @@
+"""What goes through the layers of any model: moments of features, and the errors of new layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlr.nn.compression.solver import solve
+from fastlr.nn.modules.conv_geometry import DENSE
+from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision, is_dense_linear
+
+_CHUNK = 4096
+# Directions without any energy are ranked by the weight, as if inputs had this much white noise.
+_NOISE = 2.0**-40
+
+CONVOLUTIONS = tuple(DENSE.values())
+
+
+@dataclass
+class Moments:
+    """Sums over vectors x in groups, about their first mean, so that no variance cancels.
+
+    Attributes
+    ----------
+    shift : Tensor of shape (g, d)
+    count : int
+    total : Tensor of shape (g, d)
+        Σ (x − shift).
+    products : Tensor of shape (g, d, d)
+        Σ (x − shift)(x − shift)ᵀ.
+    """
+
+    shift: Tensor
+    count: int
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def about(cls, rows: Tensor) -> Moments:
+        """Empty sums about the mean of n × g × d vectors."""
+        shift = rows.mean(0, dtype=torch.float64)
+        zeros = torch.zeros_like(shift)
+        return cls(shift, 0, zeros, zeros[..., None].repeat(1, 1, shift.shape[-1]))
+
+    def add(self, rows: Tensor) -> None:
+        """n·g·d² multiply-adds in float64."""
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            centred = (high_precision(part) - self.shift).transpose(0, 1)
+            self.count += len(part)
+            self.total += centred.sum(1)
+            self.products += centred.mT @ centred
+
+    @property
+    def mean(self) -> Tensor:
+        return self.shift + self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Its sum over the vectors, not divided by their number."""
+        outer = self.total[..., :, None] * self.total[..., None, :] / self.count
+        return self.products - outer
+
+
+@dataclass(frozen=True)
+class Features:
+    """The principal components of what a layer adds to its bias, W x, in groups.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (g, o)
+        Of W x.
+    basis : Tensor of shape (g, o, k)
+        Orthonormal columns, the most energy first.
+    energies : Tensor of shape (k,)
+        Sums of squares about the mean in each direction, those of all groups together.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    energies: Tensor
+
+
+@contextmanager
+def hearing(
+    layers: Mapping[str, nn.Module], hear: Callable[[str, tuple[Any, ...], Any, Tensor], None]
+) -> Iterator[None]:
+    """Tell `hear` the name, arguments, keywords and output of each layer when it is called."""
+
+    def listener(name: str) -> Any:
+        def listen(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            hear(name, args, kwargs, output)
+
+        return listen
+
+    handles = [
+        module.register_forward_hook(listener(name), with_kwargs=True)
+        for name, module in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Collector:
+    """The moments of the outputs of layers, or of their inputs where those are fewer.
+
+    Of embeddings it counts the tokens.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = layers
+        self.moments: dict[str, Moments] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.called: set[str] = set()
+
+    def collect(self, run: Callable[[], Iterable[None]]) -> int:
+        """`run` makes the batches pass, one after the other. How many there were."""
+        batches = 0
+        with hearing(self.layers, self._hear):
+            for _ in run():
+                for name, moments in self.moments.items():
+                    if not bool(torch.isfinite(moments.total).all()):
+                        raise ValueError(
+                            f"inputs: batch {batches} (counted from 0) makes features of layer "
+                            f"{name!r} that are not finite; nothing was changed"
+                        )
+                batches += 1
+        return batches
+
+    def features(self, name: str) -> Features | None:
+        """None of a layer that was never called."""
+        moments = self.moments.get(name)
+        if moments is None:
+            return None
+        layer = self.layers[name]
+        weight = weight_by_groups(layer)
+        covariance = moments.covariance
+        if _by_inputs(layer):
+            solution = solve(weight[0], covariance[0])
+            mean = (weight[0] @ moments.mean[0])[None]
+            return Features(mean, solution.basis[None], solution.energies * solution.total)
+        noise = weight @ weight.mT
+        scale = covariance.diagonal(0, 1, 2).sum() / noise.diagonal(0, 1, 2).sum()
+        basis = torch.linalg.eigh(covariance + _NOISE * scale.nan_to_num(1, 1, 1) * noise)[1]
+        basis = basis.flip(-1)
+        energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
+        bias = dense_bias(layer)
+        mean = moments.mean
+        if bias is not None:
+            mean = mean - high_precision(bias).reshape(mean.shape)
+        return Features(mean, basis, energies)
+
+    def _hear(self, name: str, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
+        layer = self.layers[name]
+        self.called.add(name)
+        given = args[0] if args else kwargs.get("input")
+        if isinstance(layer, nn.Embedding):
+            counts = torch.bincount(given.flatten(), minlength=layer.num_embeddings)
+            self.counts[name] = self.counts.get(name, 0) + counts
+        elif not isinstance(layer, nn.Bilinear):
+            rows = _rows(layer, given if _by_inputs(layer) else output)
+            if len(rows):
+                self.moments.setdefault(name, Moments.about(rows)).add(rows)
+
+
+class ErrorMeter:
+    """Σ ‖y − y'‖² over the outputs y of layers and y' of new ones, and Σ ‖y − centre‖²."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        replacements: Mapping[str, nn.Module],
+        centres: Mapping[str, Tensor],
+    ) -> None:
+        self.layers = {name: layers[name] for name in replacements}
+        self.replacements = replacements
+        self.centres = centres
+        self.lost: dict[str, float] = {}
+        self.whole: dict[str, float] = {}
+
+    def measure(self, run: Callable[[], Iterable[None]]) -> dict[str, float]:
+        """Relative errors of the layers that were called."""
+        with hearing(self.layers, self._hear):
+            for _ in run():
+                pass
+        return {
+            name: lost / self.whole[name] if self.whole[name] > 0 else lost
+            for name, lost in self.lost.items()
+        }
+
+    def _hear(self, name: str, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
+        new = self.replacements[name](*args, **kwargs)
+        centre = self.centres.get(name)
+        layer = self.layers[name]
+        rows = output.reshape(-1, output.shape[-1])[:, None]
+        others = new.reshape(-1, output.shape[-1])[:, None]
+        if isinstance(layer, CONVOLUTIONS):
+            rows, others = _rows(layer, output), _rows(layer, new)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            exact = high_precision(rows[chunk])
+            lost = float((exact - high_precision(others[chunk])).square().sum())
+            whole = exact if centre is None else exact - centre
+            self.lost[name] = self.lost.get(name, 0.0) + lost
+            self.whole[name] = self.whole.get(name, 0.0) + float(whole.square().sum())
+
+
+def weight_by_groups(layer: nn.Module) -> Tensor:
+    """The weight as matrices, g × o/g × the rest, float64."""
+    if is_dense_linear(layer):
+        return high_precision(dense_weight(layer))[None]
+    conv: Any = layer
+    return high_precision(conv.weight).reshape(conv.groups, conv.out_channels // conv.groups, -1)
+
+
+def _by_inputs(layer: nn.Module) -> bool:
+    """Whether a linear layer has fewer inputs than outputs."""
+    if not is_dense_linear(layer):
+        return False
+    out_features, in_features = dense_weight(layer).shape
+    return in_features < out_features
+
+
+def _rows(layer: nn.Module, values: Tensor) -> Tensor:
+    """The vectors in a tensor of inputs or outputs, n × groups × their length."""
+    values = values.detach()
+    if isinstance(layer, CONVOLUTIONS):
+        values = values.movedim(-1 - len(layer.kernel_size), -1)
+        return values.reshape(-1, layer.groups, values.shape[-1] // layer.groups)
+    return values.reshape(-1, 1, values.shape[-1])
