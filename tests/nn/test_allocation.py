@@ -80,6 +80,28 @@ def test_sizes_beyond_the_units_never_exceed_the_budget(factor):
     assert 0.9 * numbers < used <= numbers
 
 
+@given(layers(), st.floats(0, 0.9))
+def test_the_product_of_what_is_kept_is_largest(found, ratio):
+    dense = {name: int(c.sizes[-1]) for name, c in found.items()}
+    budget = Budget(found, dense, ratio, {})
+    chosen = allocate(budget, "product")
+
+    def kept(choice):
+        return math.prod(1 - float(found[n].relative_errors[k]) for n, k in choice.items())
+
+    every = itertools.product(*(range(len(c.sizes)) for c in found.values()))
+    choices = [dict(zip(found, each, strict=True)) for each in every]
+    allowed = [
+        choice
+        for choice in choices
+        if sum(int(found[n].sizes[k]) for n, k in choice.items()) <= budget.numbers
+    ]
+    if allowed:
+        assert chosen in allowed
+        # Sums of logarithms, of a relative error of one cut at 2^-30.
+        assert kept(chosen) >= max(map(kept, allowed)) * (1 - 1e-12) - 2.0**-29
+
+
 def test_no_layer_of_the_knapsack_is_far_above_the_mean():
     """The control: the least sum alone leaves the steepest spectra behind."""
     found, dense = spectra()

@@ -181,7 +181,7 @@ def small_cnn():
     )
 
 
-@pytest.mark.parametrize("allocation", ["knapsack", "uniform", {"6": 0.8, "0": 0.0}])
+@pytest.mark.parametrize("allocation", [None, "uniform", {"6": 0.8, "0": 0.0}])
 @pytest.mark.parametrize("with_inputs", [False, True])
 def test_the_ratio_of_a_model_is_kept(allocation, with_inputs):
     model, x = small_cnn(), correlated(20, 3, 12, 12)
@@ -457,7 +457,10 @@ def test_bad_arguments():
     for arguments, message in (
         ({"method": "magic"}, 'method must be "auto", "features" or "weights", got \'magic\''),
         ({"form": "dense"}, 'form must be "interpolative" or "factored", got \'dense\''),
-        ({"allocation": "loss"}, 'allocation must be "knapsack", "uniform" or a mapping'),
+        (
+            {"allocation": "loss"},
+            "allocation must be one of knapsack, product, uniform or a mapping, got 'loss'",
+        ),
         ({"targets": "nothing"}, "targets: no layer that can be compressed matches 'nothing'"),
         ({"ignore": "*"}, "no layer of Sequential is left to compress"),
     ):

@@ -62,6 +62,9 @@ class Budget:
 
 Choice = dict[str, int]
 
+# A relative error of one has a finite cost, so that sums of costs are finite.
+_ALMOST_ALL = 1 - 2.0**-30
+
 
 def uniform(budget: Budget) -> Choice:
     """The same share of numbers removed from every layer."""
@@ -172,6 +175,19 @@ def knapsack(budget: Budget) -> Choice:
     return spend_rest(budget, _indices_in(budget.candidates, kept, chosen))
 
 
+def product(budget: Budget) -> Choice:
+    """The largest product of the shares of energy, 1 − relative error, that the layers keep.
+
+    Of a signal that passes one layer after the other so much is left, if what each takes away is
+    independent of the others. A layer that keeps nothing is never worth it.
+    """
+    costs = {
+        name: -torch.log1p(-c.relative_errors.clamp(max=_ALMOST_ALL))
+        for name, c in budget.candidates.items()
+    }
+    return spend_rest(budget, solve_knapsack(budget.candidates, costs, budget.numbers))
+
+
 def loss(budget: Budget) -> Choice:
     """The least predicted increase of the model's loss."""
     costs = {
@@ -212,6 +228,7 @@ ALLOCATIONS: dict[str, Callable[[Budget], Choice]] = {
     "d_rank": d_rank,
     "welore": welore,
     "knapsack": knapsack,
+    "product": product,
     "loss": loss,
     "block_influence": block_influence,
 }

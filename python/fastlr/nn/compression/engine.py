@@ -95,9 +95,11 @@ def compress_llm(
         the least predicted increase of the model's loss, with predictions that are first corrected
         by measuring two layers of each type; and "uniform", the same `ratio` everywhere, for the
         others. Also "knapsack" (least sum of relative errors, none far above their mean; that of
-        "rocket"), "block_influence" (more from the blocks that change the hidden states least; that
-        of "modegpt"), "svd_llm_v2", and of low-rank methods "d_rank" and "welore", as published; or
-        a mapping from names or patterns of layers to the share to remove from each.
+        "rocket"), "product" (the largest product of the shares of energy that layers keep; that of
+        :func:`fastlr.nn.compress`), "block_influence" (more from the blocks that change the hidden
+        states least; that of "modegpt"), "svd_llm_v2", and of low-rank methods "d_rank" and
+        "welore", as published; or a mapping from names or patterns of layers to the share to remove
+        from each.
     max_layer_ratio : float, optional
         The most to remove from any layer, at least `ratio`.
     rank_multiple : int, default 1

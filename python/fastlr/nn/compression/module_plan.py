@@ -27,6 +27,8 @@ UNCHANGED = "compress was interrupted; the module is as it was before the call"
 COMPLETED = "compress was interrupted after its last step; the module is fully compressed"
 NEVER_CALLED = "it was never called with these inputs"
 
+_ALLOCATIONS = ("knapsack", "product", "uniform")
+
 Forward = Callable[[nn.Module, Any], Any]
 Ranks = Mapping[str, Rank]
 
@@ -367,7 +369,7 @@ def plan(
     ranks: Ranks | None = None,
     method: str = "auto",
     form: str = "interpolative",
-    allocation: str | Mapping[str, float] = "knapsack",
+    allocation: str | Mapping[str, float] | None = None,
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -410,9 +412,9 @@ def plan(
     if form not in ("interpolative", "factored"):
         raise ValueError(f'form must be "interpolative" or "factored", got {form!r}')
     form_named(form)
-    if not isinstance(allocation, Mapping) and allocation not in ("knapsack", "uniform"):
+    if not isinstance(allocation, Mapping) and allocation not in (None, *_ALLOCATIONS):
         raise ValueError(
-            f'allocation must be "knapsack", "uniform" or a mapping, got {allocation!r}'
+            f"allocation must be one of {', '.join(_ALLOCATIONS)} or a mapping, got {allocation!r}"
         )
     found = find_layers(module, targets, ignore)
     run = None if inputs is None else _passes(module, inputs, forward or _call)
@@ -427,6 +429,8 @@ def plan(
     start = time.perf_counter()
     layers = [_planned(layer, collector, name, form, run is not None) for layer in found]
     planned = CompressionPlan(module, layers, name, "", run, counted, seconds, ratio)
+    if allocation is None:
+        allocation = "product" if name == "features" else "knapsack"
     planned._allocation = _allocated(planned._able(), ratio, tol, ranks, allocation)
     seconds["measuring"] = time.perf_counter() - start
     return planned
@@ -441,7 +445,7 @@ def compress(
     ranks: Ranks | None = None,
     method: str = "auto",
     form: str = "interpolative",
-    allocation: str | Mapping[str, float] = "knapsack",
+    allocation: str | Mapping[str, float] | None = None,
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -471,9 +475,11 @@ def compress(
         "features" needs `inputs`, and is "auto" with them.
     form : {"interpolative", "factored"}
         How linear layers are stored, see :func:`fastlr.nn.compress_llm`.
-    allocation : {"knapsack", "uniform"} or mapping
-        How a `ratio` is shared: the least sum of relative errors, none far above their mean; the
-        same share from each; or a mapping from names or patterns to the share to remove.
+    allocation : {"product", "knapsack", "uniform"} or mapping, optional
+        How a `ratio` is shared. "product": so that the product of the shares of energy that the
+        layers keep is largest (the default with features); "knapsack": the least sum of relative
+        errors, none far above their mean (the default without); "uniform": the same share from
+        each; or a mapping from names or patterns to the share to remove.
     targets, ignore : str or list of str, optional
         Names, ends of names or patterns of the layers to compress, and to leave alone.
     forward : callable, optional
