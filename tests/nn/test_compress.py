@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_the_ratio_of_a_model_is_kept(allocation, with_inputs):
     assert new(x).shape == (20, 5)
     assert "batches" in str(report)
     assert report.to_json()
+
+
+def test_the_report_as_a_page():
+    model = nn.Sequential()
+    model.add_module("<b>&", nn.Linear(32, 64))
+    report = compress(model, ratio=0.3).fastlr_report
+    page = ElementTree.fromstring(report.to_html().partition("\n")[2])
+    head, row = page.find(".//table")
+    cells = ["".join(cell.itertext()) for cell in row]
+    assert len(cells) == len(head)
+    (layer,) = report.layers
+    assert cells[0] == "<b>&"
+    assert f"2,048 → {layer.parameters_after:,}" in cells
+    assert f"{layer.weight_error:.2e}" in cells
 
 
 def test_features_see_what_the_weights_do_not():

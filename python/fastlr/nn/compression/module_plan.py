@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from typing import Any
 
 import torch
@@ -193,7 +202,7 @@ class PlannedLayer:
         )
 
 
-class CompressionPlan(Mapping[str, PlannedLayer]):
+class CompressionPlan:
     """What :func:`fastlr.nn.compress` would do with a module: a mapping from names to layers.
 
     Nothing is changed before :meth:`apply`. Layers can be given other sizes until then, see
@@ -250,6 +259,18 @@ class CompressionPlan(Mapping[str, PlannedLayer]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def keys(self) -> KeysView[str]:
+        """The names of the layers."""
+        return self._layers.keys()
+
+    def values(self) -> ValuesView[PlannedLayer]:
+        """The layers."""
+        return self._layers.values()
+
+    def items(self) -> ItemsView[str, PlannedLayer]:
+        """Names and layers."""
+        return self._layers.items()
 
     @property
     def parameters_before(self) -> int:

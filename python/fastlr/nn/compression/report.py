@@ -12,6 +12,7 @@ from torch import nn
 
 from fastlr.nn.compression.heal import HealReport
 from fastlr.nn.compression.loss_model import LossPrediction
+from fastlr.nn.compression.report_page import page
 from fastlr.nn.modules.base import CompressedLinear
 
 LEFT_DENSE = "left dense"
@@ -149,8 +150,8 @@ class CompressionReport:
     ...                            ModelSize(100, 400), ModelSize(84, 336), 512, {"total": 1.0})
     >>> report.ratio_achieved, report.parameters_before, report.parameters_after
     (0.25, 64, 48)
-    >>> report.to_dict()["layers"][0]["rank"]
-    4
+    >>> report.to_dict()["layers"][0]["rank"], report.to_html()[:15]
+    (4, '<!DOCTYPE html>')
     """
 
     method: str
@@ -221,6 +222,10 @@ class CompressionReport:
     def to_json(self, *, spectra: bool = False) -> str:
         """:meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(spectra=spectra), indent=2)
+
+    def to_html(self) -> str:
+        """One page with sizes and errors of all layers, that needs nothing else."""
+        return page(self)
 
     def __str__(self) -> str:
         before, after = self.model_before, self.model_after
