@@ -72,8 +72,9 @@ class DictionaryLinear(MaskedLinear):
     >>> import torch
     >>> from fastlr.nn import DictionaryLinear
     >>> layer = DictionaryLinear(12, 8, atoms=4, nonzeros=16)
-    >>> layer
-    DictionaryLinear(in_features=12, out_features=8, atoms=4, nonzeros=16, bias=True, parameters=72)
+    >>> layer  # doctest: +NORMALIZE_WHITESPACE
+    DictionaryLinear(in_features=12, out_features=8, atoms=4, nonzeros=16, bias=True, parameters=72,
+    flops=128)
     >>> layer(torch.zeros(2, 12)).shape
     torch.Size([2, 8])
     >>> layer.weight_parameters()  # 4·12 and 16 values, and 8 bytes of mask as two more float32
