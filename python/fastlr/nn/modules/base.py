@@ -190,10 +190,10 @@ class CompressedLinear(nn.Module, abc.ABC):
 
 def weighted_norm(matrix: Tensor, gram: Tensor | None) -> Tensor:
     """‖M‖_F, or ‖M·X‖_F of the inputs X with this Gram matrix."""
-    if gram is None:
-        return torch.linalg.matrix_norm(matrix)
-    energy: Tensor = ((matrix @ gram.to(matrix)) * matrix).sum()
-    return energy.clamp(min=0).sqrt()
+    norm: Tensor = torch.linalg.matrix_norm(matrix)
+    if gram is not None:
+        norm = ((matrix @ gram.to(matrix)) * matrix).sum().clamp(min=0).sqrt()
+    return norm
 
 
 def relative(error: Tensor, size: Tensor) -> float:
