@@ -168,7 +168,9 @@ def test_lower_precision(sizes, dtype):
     y = layer(x)
     assert y.dtype == dtype
     # Factors, what is between the products, both summands and their sum are rounded.
-    bound = 8 * u * (size * float(x.double().norm()) + float(wide.bias.detach().norm()) * math.sqrt(6))
+    bound = (
+        8 * u * (size * float(x.double().norm()) + float(wide.bias.detach().norm()) * math.sqrt(6))
+    )
     assert torch.dist(y.double(), wide(x.double())) <= bound
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer.float()(x.float()).dtype == torch.bfloat16

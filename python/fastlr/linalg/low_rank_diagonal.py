@@ -150,9 +150,9 @@ def low_rank_plus_diagonal(
     short as that of alternation is replaced by it, since it never fails: f falls by ‖g‖² or more.
 
     The problem is not convex. Small ranks first, each starting at the diagonal of the one before,
-    lead to the generic sum of any rank that determines it (up to n − √(2n) or so for n × n, less
-    where singular values decay), and the start is never worse than the truncated SVD of A with the
-    diagonal of what is left. f never rises. That the result is a global minimum is not certified.
+    lead to the generic sum of any rank that determines it (up to near n − √n for n × n), and the
+    start is never worse than the truncated SVD of A with the diagonal of what is left. f never
+    rises. That the result is a global minimum is not certified.
 
     Each SVD takes some 20·m·n·min(m, n) flops, each product with a second derivative 8·min(m,
     n)²·rank. Some 5 to 15 decompositions for the rank and 2 to 4 for each of log(rank)/log(1.4)

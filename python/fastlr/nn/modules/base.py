@@ -167,19 +167,20 @@ class CompressedLinear(nn.Module, abc.ABC):
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
 
-    def _warn_unless_within(
-        self, tol: float | None, weight: Tensor, gram: Tensor | None = None
-    ) -> None:
-        """Of a layer that was made to be within `tol` of a dense one: rounding may have the say.
-
-        The error is measured on what is stored, with `gram` as that of the outputs.
-        """
-        if tol is None:
-            return
+    def _error_of(self, weight: Tensor, gram: Tensor | None = None) -> float:
+        """How far what is stored is from `weight`, relatively; with `gram`, on the outputs."""
         dense = high_precision(weight)
         power = power_of_two(dense)
         off, dense = (self.compose() - dense) / power, dense / power
-        error = relative(weighted_norm(off, gram), weighted_norm(dense, gram))
+        return relative(weighted_norm(off, gram), weighted_norm(dense, gram))
+
+    def _warn_unless_within(
+        self, tol: float | None, weight: Tensor, gram: Tensor | None = None
+    ) -> None:
+        """Of a layer that was made to be within `tol` of a dense one: rounding may have the say."""
+        if tol is None:
+            return
+        error = self._error_of(weight, gram)
         if error > tol:
             warn(
                 f"{type(self).__name__}: tol={tol:g} not met in {weight.dtype}; the relative error "

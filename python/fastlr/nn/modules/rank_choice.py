@@ -19,6 +19,20 @@ def check_one(
         )
 
 
+def check_between(owner: str, name: str, number: int, limit: int) -> None:
+    """Raise TypeError or ValueError unless `number` is an integer from 1 to `limit`."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{owner}: {name} must be an integer, got {number!r}")
+    if not 1 <= number <= limit:
+        raise ValueError(f"{owner}: {name} must be between 1 and {limit}, got {number}")
+
+
+def check_tolerance(owner: str, tol: float) -> None:
+    """Raise ValueError unless 0 ≤ tol < 1."""
+    if not 0 <= tol < 1:
+        raise ValueError(f"{owner}: tol must be in [0, 1), got {tol}")
+
+
 def largest_rank(
     owner: str,
     ratio: float,
@@ -82,14 +96,10 @@ def choose_rank(
     """
     check_one(owner, rank, ratio, tol, name)
     if rank is not None:
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise TypeError(f"{owner}: {name} must be an integer, got {rank!r}")
-        if not 1 <= rank <= limit:
-            raise ValueError(f"{owner}: {name} must be between 1 and {limit}, got {rank}")
+        check_between(owner, name, rank, limit)
         return rank
     if ratio is not None:
         return largest_rank(owner, ratio, limit=limit, numbers=numbers, dense=dense, name=name)
     assert tol is not None
-    if not 0 <= tol < 1:
-        raise ValueError(f"{owner}: tol must be in [0, 1), got {tol}")
+    check_tolerance(owner, tol)
     return within(tol)
