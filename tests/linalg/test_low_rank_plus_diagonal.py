@@ -279,6 +279,9 @@ def test_half_precision(dtype):
     A = planted(20, 16, 3).to(dtype)
     result = la.low_rank_plus_diagonal(A, 3)
     assert {part.dtype for part in result} == {dtype}
+    # The diagonal makes up for the rounding of the factors that are returned.
+    best = (A.double() - result.left.double() @ result.right.double()).diagonal()
+    assert bool(((result.diagonal - best).abs() <= 1.01 * unit_roundoff(A) * best.abs()).all())
     wide = la.low_rank_plus_diagonal(A.double(), 3).info
     u = unit_roundoff(A)
     # Both factors and the diagonal are rounded once.

@@ -97,7 +97,8 @@ class FreeDiagonal:
         """Zeros, but for what keeps a pattern in the entries from being a saddle point."""
         drawn = random_matrix(len(like), 1, seed=0, dtype=torch.float64, device=like.device)
         size = norm(self.hollow) / max(self.hollow.numel(), 1) ** 0.5
-        return (_APART * size * drawn[:, 0]).to(like.dtype)
+        x: Tensor = _APART * size * drawn[:, 0]
+        return x.to(like.dtype)
 
     def at(self, x: Tensor, rank: int) -> Point:
         M = self.hollow.clone()
