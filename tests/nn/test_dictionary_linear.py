@@ -2,16 +2,20 @@
 
 import copy
 import io
+import math
 import pickle
 import re
+import warnings
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastlr.linalg as la
 from fastlr.linalg.bit_mask import unpack_mask
-from fastlr.nn import DictionaryLinear, SparseLinear
+from fastlr.nn import DictionaryLinear, LowRankLinear, SparseLinear
+from fastlr.nn.compression import Gram
 
 
 def factors(o, i, k, density=0.5, seed=0, dtype=torch.float64):
@@ -238,3 +242,164 @@ def test_bad_arguments():
     S[1, 2] = float("inf")
     with pytest.raises(ValueError, match=r"coefficients must be finite, got inf at index \(1, 2\)"):
         build(D, S, mask)
+
+
+def dense(o, i, dtype=torch.float64, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    linear = torch.nn.Linear(i, o, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(drawn / math.sqrt(i))
+    return linear
+
+
+def error_of(layer, linear, inputs=None):
+    """‖(W − W')X‖/‖WX‖, from the products themselves."""
+    weight = linear.weight.detach().double()
+    off = layer.compose() - weight
+    if inputs is not None:
+        off, weight = off @ inputs.T, weight @ inputs.T
+    return float(off.norm() / weight.norm())
+
+
+def stored_bytes(layer):
+    """What a checkpoint holds of the weight."""
+    state = layer.state_dict()
+    return sum(t.numel() * t.element_size() for name, t in state.items() if name != "bias")
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+@settings(max_examples=40)
+def test_from_dense_has_the_size_that_is_asked_for(o, i, data):
+    atoms = data.draw(st.integers(1, min(o, i)))
+    nonzeros = data.draw(st.integers(1, o * atoms))
+    for dtype in (torch.float64, torch.bfloat16):
+        linear = dense(o, i, dtype, seed=atoms)
+        layer = DictionaryLinear.from_dense(linear, atoms, nonzeros)
+        assert (layer.atoms, layer.nonzeros) == (atoms, nonzeros)
+        assert layer.damage() is None
+        size = dtype.itemsize
+        exact = (atoms * i + nonzeros) * size + o * -(-atoms // 8)
+        assert layer.weight_bytes() == stored_bytes(layer) == exact
+        assert {p.dtype for p in layer.parameters()} == {dtype}
+        assert torch.equal(layer.bias, linear.bias)
+        rows = unpack_mask(layer.mask, atoms).sum(1)
+        assert int(rows.max() - rows.min()) <= 1
+        assert all(bool(p.isfinite().all()) for p in layer.parameters())
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_all_atoms_and_coefficients_are_exact(o, i, seed):
+    linear = dense(o, i, seed=seed)
+    k = min(o, i)
+    layer = DictionaryLinear.from_dense(linear, k, o * k)
+    # No combination is fitted worse than the principal components, which are exact to rounding.
+    assert error_of(layer, linear) <= 1e-12
+
+
+@given(st.floats(0, 0.95), st.integers(2, 16), st.integers(2, 16))
+@settings(max_examples=40)
+def test_a_ratio_is_used_up(ratio, o, i):
+    linear = dense(o, i)
+    kept = (1 - ratio) * o * i
+    smallest = i + 1 + DictionaryLinear.mask_numbers(o, 1, torch.float64)
+    if smallest > kept:
+        with pytest.raises(ValueError, match="ratio and tol must leave an atom"):
+            DictionaryLinear.from_dense(linear, ratio=ratio)
+        return
+    layer = DictionaryLinear.from_dense(linear, ratio=ratio)
+    assert layer.weight_parameters() <= kept
+    # All that is left goes to coefficients, as long as the atoms have room for them.
+    assert layer.weight_parameters() == math.floor(kept) or layer.nonzeros >= o * layer.atoms // 2
+
+
+def test_better_than_low_rank_in_as_many_numbers():
+    linear = dense(48, 40)
+    layer = DictionaryLinear.from_dense(linear, ratio=0.3)
+    low = LowRankLinear.from_dense(linear, ratio=0.3)
+    assert layer.weight_parameters() <= 0.7 * 48 * 40
+    assert error_of(layer, linear) < 0.9 * error_of(low, linear)
+
+
+def test_a_gram_matrix_tells_what_counts():
+    linear = dense(20, 16)
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(60, 16, generator=generator, dtype=torch.float64)
+    inputs = inputs * 0.6 ** torch.arange(16)
+    errors = [
+        error_of(DictionaryLinear.from_dense(linear, 8, 80, gram=gram), linear, inputs)
+        for gram in (Gram.of(inputs), inputs.T @ inputs, None)
+    ]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-8)
+    assert errors[0] < 0.7 * errors[2]
+
+
+@pytest.mark.parametrize("tol", [0.7, 0.4, 0.2])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_tolerance_is_kept(tol, calibrated):
+    linear = dense(20, 16)
+    inputs = torch.randn(60, 16, dtype=torch.float64) * 0.8 ** torch.arange(16)
+    seen = inputs if calibrated else None
+    gram = inputs.T @ inputs if calibrated else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = DictionaryLinear.from_dense(linear, tol=tol, gram=gram)
+    assert error_of(layer, linear, seen) <= tol * (1 + 1e-9)
+    # The next smaller size, by its number of numbers, does not keep it.
+    smaller = 1 - (layer.weight_parameters() - 1) / (20 * 16)
+    assert (
+        error_of(DictionaryLinear.from_dense(linear, ratio=smaller, gram=gram), linear, seen) > tol
+    )
+
+
+def test_a_tolerance_that_no_size_meets_is_told():
+    with pytest.warns(la.ConvergenceWarning, match="DictionaryLinear: tol=1e-06 not met"):
+        DictionaryLinear.from_dense(dense(9, 8), tol=1e-6)
+
+
+def test_from_dense_keeps_the_mode_the_dense_layer_and_the_scale():
+    linear = dense(9, 8).eval()
+    before = copy.deepcopy(linear.state_dict())
+    layer = DictionaryLinear.from_dense(linear, 4, 18)
+    assert not layer.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in linear.state_dict().items())
+    assert DictionaryLinear.from_dense(dense(9, 8, bias=False), 4, 18).bias is None
+    for factor in (2.0**300, 2.0**-300):
+        with torch.no_grad():
+            linear.weight.copy_(before["weight"] * factor)
+        other = DictionaryLinear.from_dense(linear, 4, 18)
+        assert torch.equal(other.mask, layer.mask)
+        torch.testing.assert_close(other.compose() / factor, layer.compose(), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert not bool(DictionaryLinear.from_dense(linear, 4, 18).compose().any())
+
+
+def test_bad_sizes():
+    linear = dense(6, 4)
+    make = DictionaryLinear.from_dense
+    for given_of in ({}, {"atoms": 1, "nonzeros": 2, "tol": 0.1}, {"ratio": 0.5, "tol": 0.1}):
+        with pytest.raises(ValueError, match="one of atoms, ratio and tol must be given"):
+            make(linear, **given_of)
+    with pytest.raises(ValueError, match="atoms and nonzeros must be given together, got atoms=2"):
+        make(linear, 2)
+    for atoms in (0, 5):
+        with pytest.raises(ValueError, match=f"atoms must be between 1 and 4, got {atoms}"):
+            make(linear, atoms, 1)
+    for nonzeros in (0, 13):
+        with pytest.raises(ValueError, match=f"nonzeros must be between 1 and 12, got {nonzeros}"):
+            make(linear, 2, nonzeros)
+    with pytest.raises(TypeError, match=r"atoms must be an integer, got 2\.0"):
+        make(linear, 2.0, 3)
+    for wrong in (1, -0.5, math.nan):
+        with pytest.raises(ValueError, match="ratio and tol must leave an atom"):
+            make(linear, ratio=wrong)
+        with pytest.raises(ValueError, match=r"tol must be in \[0, 1\)"):
+            make(linear, tol=wrong)
+    with pytest.raises(TypeError, match=r"torch\.nn\.Linear"):
+        make(torch.nn.Conv1d(3, 3, 1), 1, 1)
+    with torch.no_grad():
+        linear.weight[2, 1] = math.nan
+    with pytest.raises(ValueError, match=r"nan at index \(2, 1\)"):
+        make(linear, 1, 2)

@@ -2,13 +2,17 @@
 
 import copy
 import io
+import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from fastlr.nn import InterpolativeLinear, LowRankLinear
+import fastlr.linalg as la
+from fastlr.nn import InterpolativeLinear, LowRankLinear, MaestroLinear
 from fastlr.nn.compression import Gram, solve
 
 U = torch.finfo(torch.float64).eps
@@ -245,3 +249,131 @@ def test_bad_side():
         InterpolativeLinear(4, 4, 2, side="left")
     with pytest.raises(ValueError, match="side must be"):
         InterpolativeLinear.from_factors(torch.eye(4), torch.eye(4), side="left")
+
+
+def output_error(layer, linear, inputs):
+    """‖(W − W')X‖_F and ‖WX‖_F, from the products themselves."""
+    weight = linear.weight.detach().double()
+    return float(((layer.compose() - weight) @ inputs.T).norm()), float((weight @ inputs.T).norm())
+
+
+@given(sizes(), st.floats(1e-3, 0.99), st.integers(0, 1000), st.booleans())
+def test_the_least_rank_within_a_tolerance(size, tol, seed, calibrated):
+    o, i, _ = size
+    linear = dense(o, i, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.eye(i, dtype=torch.float64)
+    if calibrated:
+        inputs = torch.randn(3 * i, i, dtype=torch.float64, generator=generator)
+        inputs = inputs * 0.5 ** (torch.arange(i) % 5)
+    gram = inputs.T @ inputs if calibrated else None
+    # The squares of the singular values are those of a Gram matrix: 1e-14 of the largest.
+    slack = 1e-10
+    for kind in CLASSES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", la.ConvergenceWarning)
+            layer = kind.from_dense(linear, tol=tol, gram=gram)
+        error, norm = output_error(layer, linear, inputs)
+        assert error <= tol * norm * (1 + slack)
+        if layer.rank > 1:
+            error, norm = output_error(
+                kind.from_dense(linear, layer.rank - 1, gram=gram), linear, inputs
+            )
+            assert error > tol * norm * (1 - slack)
+
+
+@given(sizes(), st.floats(0, 0.99))
+def test_the_largest_rank_within_a_ratio(size, ratio):
+    o, i, _ = size
+    linear = dense(o, i)
+    kept = (1 - ratio) * o * i
+    for kind, numbers in (
+        (LowRankLinear, lambda r: r * (o + i)),
+        (InterpolativeLinear, lambda r: r * (o + i) - r * r),
+        (MaestroLinear, lambda r: r * (o + i)),
+    ):
+        if numbers(1) > kept:
+            with pytest.raises(ValueError, match=f"ratio must leave rank=1, {numbers(1)} of"):
+                kind.from_dense(linear, ratio=ratio)
+            continue
+        layer = kind.from_dense(linear, ratio=ratio)
+        assert layer.weight_parameters() == numbers(layer.rank) <= kept
+        assert layer.rank == min(o, i) or numbers(layer.rank + 1) > kept
+
+
+def test_no_ratio_takes_an_interpolative_layer_of_full_rank():
+    # r·(o + i) − r² is o·i at r = min(o, i), where two full factors are twice as large.
+    assert InterpolativeLinear.from_dense(dense(7, 11), ratio=0).rank == 7
+    assert LowRankLinear.from_dense(dense(7, 11), ratio=0).rank == 77 // 18
+
+
+@both
+def test_a_tolerance_below_the_rounding_is_told(kind):
+    # Of rank 4 and exact in bfloat16, as singular vectors are not.
+    linear = dense(16, 12, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randint(-3, 4, shape, generator=generator) for shape in ((16, 4), (4, 12)))
+    with torch.no_grad():
+        linear.weight.copy_(left @ right)
+    message = rf"{kind.__name__}: tol=1e-06 not met in torch\.bfloat16; the relative error is"
+    with pytest.warns(la.ConvergenceWarning, match=message):
+        assert kind.from_dense(linear, tol=1e-6).rank == 4
+    inputs = torch.randn(50, 12, dtype=torch.float64)
+    with pytest.warns(la.ConvergenceWarning, match=message):
+        kind.from_dense(linear, tol=1e-6, gram=inputs.T @ inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind.from_dense(linear, tol=0.05, gram=Gram.of(inputs))
+        kind.from_dense(linear, rank=1)
+
+
+@both
+def test_the_scale_of_weight_and_gram_changes_no_rank(kind):
+    linear = dense(9, 8)
+    inputs = torch.randn(30, 8, dtype=torch.float64) * 0.6 ** torch.arange(8)
+    gram = inputs.T @ inputs
+    ranks = {
+        kind.from_dense(scaled(linear, factor), tol=0.2, gram=other * gram).rank
+        for factor in (1.0, 2.0**300, 2.0**-300)
+        for other in (1.0, 2.0**300, 2.0**-300)
+    }
+    assert len(ranks) == 1
+    assert kind.from_dense(scaled(linear, 0.0), tol=0.2).rank == 1
+
+
+def scaled(linear, factor):
+    linear = copy.deepcopy(linear)
+    with torch.no_grad():
+        linear.weight.mul_(factor)
+    return linear
+
+
+@both
+def test_flops_are_those_that_torch_counts(kind):
+    layer = kind.from_dense(dense(24, 16), 5)
+    with FlopCounterMode(display=False) as counted:
+        layer(torch.ones(1, 16, dtype=torch.float64))
+    assert counted.get_total_flops() == layer.flops() == 2 * layer.weight_parameters()
+    assert repr(layer).endswith(f", flops={layer.flops()})")
+
+
+@both
+def test_the_mode_is_kept(kind):
+    assert not kind.from_dense(dense(4, 4).eval(), 2).training
+    assert kind.from_dense(dense(4, 4), 2).training
+
+
+@both
+def test_bad_sizes(kind):
+    linear = dense(6, 4)
+    for given_of in ({}, {"rank": 1, "tol": 0.1}, {"ratio": 0.5, "tol": 0.1}):
+        with pytest.raises(ValueError, match="one of rank, ratio and tol must be given"):
+            kind.from_dense(linear, **given_of)
+    for wrong in (1, -0.5, math.nan):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: tol must be in \[0, 1\)"):
+            kind.from_dense(linear, tol=wrong)
+        with pytest.raises(ValueError, match=f"{kind.__name__}: ratio must leave rank=1"):
+            kind.from_dense(linear, ratio=wrong)
+    for wrong in (2.0, True):
+        with pytest.raises(TypeError, match="rank must be an integer"):
+            kind.from_dense(linear, wrong)

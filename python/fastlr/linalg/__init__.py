@@ -51,6 +51,11 @@ from fastlr.linalg.joint import (
 from fastlr.linalg.kkt import KKTInfo, KKTSolution, solve_kkt
 from fastlr.linalg.kronecker import KroneckerResult, nearest_kronecker
 from fastlr.linalg.leverage import leverage_scores
+from fastlr.linalg.low_rank_diagonal import (
+    DiagonalInfo,
+    DiagonalResult,
+    low_rank_plus_diagonal,
+)
 from fastlr.linalg.monarch import MonarchResult, monarch_project
 from fastlr.linalg.nonnegative import NMFInfo, NMFResult, SemiNMFResult, nmf, semi_nmf
 from fastlr.linalg.norms import (
@@ -122,6 +127,8 @@ __all__ = [
     "ConvergenceWarning",
     "CrossInfo",
     "CrossResult",
+    "DiagonalInfo",
+    "DiagonalResult",
     "EighInfo",
     "EighResult",
     "EqualityInfo",
@@ -198,6 +205,7 @@ __all__ = [
     "interpolative",
     "joint_svd_bounds",
     "leverage_scores",
+    "low_rank_plus_diagonal",
     "lstsq",
     "matrix_sensing",
     "minimize_equality",

@@ -98,12 +98,16 @@ def _leading(R: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, str]:
         if found.info.converged:
             return *found, found.info.method
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)
-    U, S, Vh = U[..., :rank], S[..., :rank], Vh[..., :rank, :]
-    if U.numel():
-        largest = U.gather(-2, U.abs().argmax(-2, keepdim=True))
-        phases = torch.sgn(largest)
-        U, Vh = U * phases.conj(), phases.mT * Vh
-    return U, S, Vh, "dense SVD"
+    U, Vh = signed(U[..., :rank], Vh[..., :rank, :])
+    return U, S[..., :rank], Vh, "dense SVD"
+
+
+def signed(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
+    """The same triplets with the largest entry of each left vector real and positive."""
+    if not U.numel():
+        return U, Vh
+    phases = torch.sgn(U.gather(-2, U.abs().argmax(-2, keepdim=True)))
+    return U * phases.conj(), phases.mT * Vh
 
 
 def measured(R: Tensor, left: Any, right: Any, root: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,16 +33,6 @@ class Form:
     build: Callable[[nn.Module, Truncation], nn.Module]
 
 
-def factored_parameters(out_features: int, in_features: int, rank: int) -> int:
-    """Two full factors: r·(o + i)."""
-    return rank * (out_features + in_features)
-
-
-def interpolative_parameters(out_features: int, in_features: int, rank: int) -> int:
-    """A skeleton and its coefficients: r·(o + i) − r²."""
-    return rank * (out_features + in_features - rank)
-
-
 def build_layer(
     kind: type[FactoredLinear], linear: nn.Module, truncation: Truncation
 ) -> FactoredLinear:
@@ -61,9 +51,9 @@ def build_dense(linear: nn.Module, truncation: Truncation) -> nn.Module:
 
 
 FORMS: dict[str, Form] = {
-    "interpolative": Form(interpolative_parameters, partial(build_layer, InterpolativeLinear)),
-    "factored": Form(factored_parameters, partial(build_layer, LowRankLinear)),
-    "dense": Form(interpolative_parameters, build_dense),
+    "interpolative": Form(InterpolativeLinear.numbers, partial(build_layer, InterpolativeLinear)),
+    "factored": Form(LowRankLinear.numbers, partial(build_layer, LowRankLinear)),
+    "dense": Form(InterpolativeLinear.numbers, build_dense),
 }
 
 

@@ -12,6 +12,7 @@ from fastlr.nn.modules.low_rank_bilinear import LowRankBilinear
 from fastlr.nn.modules.low_rank_conv import LowRankConv1d, LowRankConv2d, LowRankConv3d
 from fastlr.nn.modules.low_rank_embedding import LowRankEmbedding
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
+from fastlr.nn.modules.low_rank_plus_diagonal import LowRankPlusDiagonal
 from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.monarch_linear import MonarchLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
@@ -33,6 +34,7 @@ __all__ = [
     "LowRankConv3d",
     "LowRankEmbedding",
     "LowRankLinear",
+    "LowRankPlusDiagonal",
     "MaestroLinear",
     "MonarchLinear",
     "SharedBasisLinear",

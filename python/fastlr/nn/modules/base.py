@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastlr.linalg import ConvergenceWarning
+from fastlr.linalg._balanced import power_of_two
+from fastlr.linalg._warnings import warn
 from fastlr.nn.modules.dense import FLOAT_DTYPES, dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
 if TYPE_CHECKING:
     from fastlr.nn.compression.gram import Gram
@@ -112,6 +116,13 @@ class CompressedLinear(nn.Module, abc.ABC):
         """What is stored beside parameters and is as large as they are, in numbers of the dtype."""
         return 0
 
+    def flops(self) -> int:
+        """Flops of the products for one input, two for a multiplication with an addition.
+
+        Every number that stands for the weight is multiplied once, unless a class says otherwise.
+        """
+        return 2 * sum(p.numel() for name, p in self.named_parameters() if name != "bias")
+
     def weight_bytes(self) -> int:
         """Bytes that stand for the weight, buffers included."""
         factors = (p for name, p in self.named_parameters() if name != "bias")
@@ -132,7 +143,8 @@ class CompressedLinear(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         described = ", ".join(f"{key}={value}" for key, value in self.structure().items())
-        return f"{described}, parameters={sum(p.numel() for p in self.parameters())}"
+        parameters = sum(p.numel() for p in self.parameters())
+        return f"{described}, parameters={parameters}, flops={self.flops()}"
 
     def _load_from_state_dict(
         self,
@@ -154,6 +166,40 @@ class CompressedLinear(nn.Module, abc.ABC):
     def _store_bias(self, bias: Tensor | None) -> None:
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
+
+    def _error_of(self, weight: Tensor, gram: Tensor | None = None) -> float:
+        """How far what is stored is from `weight`, relatively; with `gram`, on the outputs."""
+        dense = high_precision(weight)
+        power = power_of_two(dense)
+        off, dense = (self.compose() - dense) / power, dense / power
+        return relative(weighted_norm(off, gram), weighted_norm(dense, gram))
+
+    def _warn_unless_within(
+        self, tol: float | None, weight: Tensor, gram: Tensor | None = None
+    ) -> None:
+        """Of a layer that was made to be within `tol` of a dense one: rounding may have the say."""
+        if tol is None:
+            return
+        error = self._error_of(weight, gram)
+        if error > tol:
+            warn(
+                f"{type(self).__name__}: tol={tol:g} not met in {weight.dtype}; the relative error "
+                f"is {error:.3g}",
+                ConvergenceWarning,
+            )
+
+
+def weighted_norm(matrix: Tensor, gram: Tensor | None) -> Tensor:
+    """‖M‖_F, or ‖M·X‖_F of the inputs X with this Gram matrix."""
+    norm: Tensor = torch.linalg.matrix_norm(matrix)
+    if gram is not None:
+        norm = ((matrix @ gram.to(matrix)) * matrix).sum().clamp(min=0).sqrt()
+    return norm
+
+
+def relative(error: Tensor, size: Tensor) -> float:
+    """error/size, and 0 where both are."""
+    return float(error / size) if float(size) else float(error)
 
 
 def composed_weight(module: nn.Module) -> Tensor:
@@ -195,46 +241,84 @@ class FactoredLinear(CompressedLinear):
         """The layer whose weight is ``basis @ projected`` (orthonormal ``o × r``, ``r × i``)."""
 
     @classmethod
+    def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
+        """How many numbers such a layer stores for its weight: two full factors, r·(o + i)."""
+        return rank * (out_features + in_features)
+
+    @classmethod
     def from_dense(
-        cls: type[Self], linear: nn.Module, rank: int, *, gram: Gram | Tensor | None = None
+        cls: type[Self],
+        linear: nn.Module,
+        rank: int | None = None,
+        *,
+        ratio: float | None = None,
+        tol: float | None = None,
+        gram: Gram | Tensor | None = None,
     ) -> Self:
-        """The layer of rank `rank` that is nearest to a dense one.
+        """The layer of a rank that is nearest to a dense one.
 
         Parameters
         ----------
         linear : torch.nn.Linear or transformers Conv1D
             The dense layer, o outputs and i inputs, in float16, bfloat16, float32 or float64. The
             factors are computed in float64 and stored in the layer's dtype, on its device.
-        rank : int
-            Between 1 and min(o, i).
+        rank : int, optional
+            Between 1 and min(o, i). One of `rank`, `ratio` and `tol` is given.
+        ratio : float, optional
+            The share of the numbers that is removed: the largest rank that stores at most
+            (1 − ratio)·o·i of them.
+        tol : float, optional
+            The least rank with ‖(W − W')X‖_F ≤ tol·‖WX‖_F over the inputs X of `gram`; without it,
+            ‖W − W'‖_F ≤ tol·‖W‖_F.
         gram : Tensor of shape (i, i) or Gram, optional
-            Σ x xᵀ over the inputs x that the layer is to be good for. Without it all inputs count
-            alike.
+            X Xᵀ = Σ x xᵀ over the inputs x that the layer is to be good for. Without it all inputs
+            count alike.
 
         Returns
         -------
         FactoredLinear
-            A new layer; `linear` is not changed.
+            A new layer in the mode of `linear`, which is not changed.
 
         Raises
         ------
         TypeError
-            If `linear` is no dense linear layer.
+            If `linear` is no dense linear layer, or `rank` no integer.
         ValueError
-            If `rank` is out of range, or a weight or an entry of `gram` is not finite.
+            If not one of `rank`, `ratio` and `tol` is given or it is out of range, or a weight or
+            an entry of `gram` is not finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            `tol` is not met by the layer as it is stored: it is below the rounding of its dtype or,
+            with `gram`, below 1e-7 or so, what products with a Gram matrix show.
 
         Notes
         -----
         One product W G Wᵀ and one symmetric eigenproblem of size min(o, i), in float64: about
         2·o·i·(o + i) + 9·min(o, i)³ flops. See :func:`fastlr.nn.compression.solve`.
         """
+        from fastlr.nn.compression.gram import Gram
         from fastlr.nn.compression.solver import solve
 
         weight = dense_weight(linear)
         out_features, in_features = weight.shape
-        check_rank(cls.__name__, in_features, out_features, rank)
-        truncation = solve(weight, gram).truncate(rank)
-        return cls.in_place_of(linear, truncation.basis, truncation.projected)
+        seen = Gram(gram) if isinstance(gram, Tensor) else gram
+        solution = solve(weight, seen)
+        rank = choose_rank(
+            cls.__name__,
+            rank,
+            ratio,
+            tol,
+            limit=min(out_features, in_features),
+            numbers=lambda r: cls.numbers(out_features, in_features, r),
+            dense=weight.numel(),
+            within=lambda tol: least_rank(tol, solution.energies.sqrt()),
+        )
+        cut = solution.truncate(rank)
+        layer = cls.in_place_of(linear, cut.basis, cut.projected)
+        layer._warn_unless_within(tol, weight, None if seen is None else seen.unit)
+        return layer.train(linear.training)
 
     @classmethod
     def in_place_of(cls: type[Self], linear: nn.Module, basis: Tensor, projected: Tensor) -> Self:

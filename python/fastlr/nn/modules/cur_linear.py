@@ -13,7 +13,7 @@ from fastlr.linalg import cur
 from fastlr.nn.modules.base import CompressedLinear, check_rank
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.rank_choice import check_one, kept_numbers
+from fastlr.nn.modules.rank_choice import check_one, largest_rank
 
 
 class CURLinear(CompressedLinear):
@@ -72,7 +72,7 @@ class CURLinear(CompressedLinear):
     >>> dense = torch.nn.Linear(12, 8)
     >>> layer = CURLinear.from_dense(dense, rank=3, seed=0)
     >>> layer
-    CURLinear(in_features=12, out_features=8, rank=3, bias=True, parameters=77)
+    CURLinear(in_features=12, out_features=8, rank=3, bias=True, parameters=77, flops=138)
     >>> torch.equal(layer.C, dense.weight[:, layer.column_index])
     True
     """
@@ -182,7 +182,9 @@ class CURLinear(CompressedLinear):
         o, i = weight.shape
         check_one(owner, rank, ratio, tol)
         if ratio is not None:
-            rank = _rank_within(owner, o, i, ratio)
+            rank = largest_rank(
+                owner, ratio, limit=min(o, i), numbers=lambda r: r * (o + i + r), dense=o * i
+            )
         if rank is not None:
             check_rank(owner, i, o, rank)
         found = cur(high_precision(weight), rank, tol=tol, seed=seed)
@@ -210,11 +212,3 @@ class CURLinear(CompressedLinear):
 
     def _size(self) -> dict[str, Any]:
         return {"rank": self.rank}
-
-
-def _rank_within(owner: str, o: int, i: int, ratio: float) -> int:
-    """The largest r with r² + r·(o + i) ≤ (1 − ratio)·o·i."""
-    kept = kept_numbers(owner, ratio, o * i, o + i + 1)
-    half = (o + i) / 2
-    # The positive root, without cancellation.
-    return min(math.floor(kept / (half + math.sqrt(half * half + kept))), o, i)

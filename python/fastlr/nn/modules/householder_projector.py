@@ -81,8 +81,9 @@ class HouseholderProjector(CompressedLinear):
     >>> from fastlr.nn import HouseholderProjector
     >>> dense = torch.nn.Linear(12, 8)
     >>> layer = HouseholderProjector.from_dense(dense, rank=3)
-    >>> layer
-    HouseholderProjector(in_features=12, out_features=8, rank=3, bias=True, parameters=68)
+    >>> layer  # doctest: +NORMALIZE_WHITESPACE
+    HouseholderProjector(in_features=12, out_features=8, rank=3, bias=True, parameters=68,
+    flops=120)
     >>> V = layer.directions(2)
     >>> torch.allclose(V.T @ V, torch.eye(2), atol=1e-6)
     True

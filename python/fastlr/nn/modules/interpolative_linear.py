@@ -82,6 +82,8 @@ class InterpolativeLinear(FactoredLinear):
     >>> layer = InterpolativeLinear.from_dense(dense, rank=3)
     >>> sum(p.numel() for p in layer.parameters())  # 3·(12 + 8) − 3² and the bias
     59
+    >>> InterpolativeLinear.from_dense(dense, ratio=0.5).rank  # 2·(12 + 8) − 2² of 12·8 numbers
+    2
     >>> layer(torch.zeros(2, 12)).shape
     torch.Size([2, 8])
     """
@@ -214,6 +216,11 @@ class InterpolativeLinear(FactoredLinear):
                 layer.order.copy_(order)
             layer._store_bias(bias)
         return layer
+
+    @classmethod
+    def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
+        """How many numbers such a layer stores for its weight: r·(o + i) − r²."""
+        return rank * (out_features + in_features - rank)
 
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "side": self.side}

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from fastlr.linalg import nearest_kronecker
 from fastlr.linalg.kronecker import rearranged
+from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.rank_choice import choose_rank
-from fastlr.nn.modules.structured_linear import StructuredLinear
+from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
 
-class KroneckerLinear(StructuredLinear):
+class KroneckerLinear(CompressedLinear):
     """A linear layer y = (B₁ ⊗ C₁ + … + B_k ⊗ C_k) x + b.
 
     Parameters
@@ -200,9 +200,9 @@ class KroneckerLinear(StructuredLinear):
             ratio,
             tol,
             limit=min(o1 * i1, o2 * i2),
-            each=o1 * i1 + o2 * i2,
+            numbers=lambda k: k * (o1 * i1 + o2 * i2),
             dense=weight.numel(),
-            values=lambda: torch.linalg.svdvals(rearranged(exact, o1, i1)),
+            within=lambda tol: least_rank(tol, torch.linalg.svdvals(rearranged(exact, o1, i1))),
             name="terms",
         )
         layer = cls.unfilled(

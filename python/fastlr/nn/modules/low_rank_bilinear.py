@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.rank_choice import choose_rank
+from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
 
 class LowRankBilinear(nn.Module):
@@ -204,9 +204,9 @@ class LowRankBilinear(nn.Module):
             ratio,
             tol,
             limit=len(together),
-            each=o * (i1 + i2),
+            numbers=lambda r: r * o * (i1 + i2),
             dense=o * i1 * i2,
-            values=lambda: together,
+            within=lambda tol: least_rank(tol, together),
         )
         layer = cls(
             i1, i2, o, chosen, bilinear.bias is not None, device="meta", dtype=weight.dtype

@@ -13,7 +13,7 @@ from fastlr.nn.modules.base import check_rank
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.rank_choice import choose_rank
+from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
 
 class LowRankEmbedding(nn.Module):
@@ -215,7 +215,14 @@ class LowRankEmbedding(nn.Module):
             weighted = wide * _checked_counts(owner, counts, n).to(wide).sqrt()[:, None]
         _, S, Vh = torch.linalg.svd(torch.linalg.qr(weighted, mode="r").R, full_matrices=False)
         chosen = choose_rank(
-            owner, rank, ratio, tol, limit=len(S), each=n + d, dense=n * d, values=lambda: S
+            owner,
+            rank,
+            ratio,
+            tol,
+            limit=len(S),
+            numbers=lambda r: r * (n + d),
+            dense=n * d,
+            within=lambda tol: least_rank(tol, S),
         )
         layer = cls(
             n,

@@ -60,7 +60,7 @@ class LowRankLinear(FactoredLinear):
     >>> dense = torch.nn.Linear(12, 8)
     >>> layer = LowRankLinear.from_dense(dense, rank=3)
     >>> layer
-    LowRankLinear(in_features=12, out_features=8, rank=3, bias=True, parameters=68)
+    LowRankLinear(in_features=12, out_features=8, rank=3, bias=True, parameters=68, flops=120)
     >>> layer(torch.zeros(2, 12)).shape
     torch.Size([2, 8])
     >>> int(torch.linalg.matrix_rank(layer.to_dense().weight))

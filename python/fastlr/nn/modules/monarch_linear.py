@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fastlr.linalg import monarch_project
 from fastlr.linalg.monarch import composed, slices
+from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
-from fastlr.nn.modules.rank_choice import choose_rank
-from fastlr.nn.modules.structured_linear import StructuredLinear
+from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
 
-class MonarchLinear(StructuredLinear):
+class MonarchLinear(CompressedLinear):
     """A linear layer y = P·diag(left)·P'·diag(right)·x + b, with a Monarch matrix for its weight.
 
     Parameters
@@ -126,9 +126,6 @@ class MonarchLinear(StructuredLinear):
         # Under autocast the bias is rounded as that of a dense layer is.
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def flops(self) -> int:
-        return 2 * (self.left.numel() + self.right.numel())
-
     def compose(self) -> Tensor:
         left, right = high_precision(self.left), high_precision(self.right)
         return composed(left, right, self.out_features, self.in_features)
@@ -193,10 +190,11 @@ class MonarchLinear(StructuredLinear):
             ratio,
             tol,
             limit=min(h, w),
-            each=blocks**2 * (h + w),
+            numbers=lambda r: r * blocks**2 * (h + w),
             dense=weight.numel(),
-            values=lambda: torch.linalg.vector_norm(
-                torch.linalg.svdvals(slices(exact, blocks)), dim=(0, 1)
+            within=lambda tol: least_rank(
+                tol,
+                torch.linalg.vector_norm(torch.linalg.svdvals(slices(exact, blocks)), dim=(0, 1)),
             ),
         )
         layer = cls.unfilled(

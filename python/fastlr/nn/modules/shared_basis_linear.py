@@ -171,6 +171,10 @@ class SharedBasisLinear(CompressedLinear):
             return F.linear(F.linear(input, basis), self.coefficients, self.bias)
         return F.linear(F.linear(input, self.coefficients), basis, self.bias)
 
+    def flops(self) -> int:
+        # A basis that is borrowed is no parameter of this layer, but multiplied by it.
+        return 2 * self.rank * (self.in_features + self.out_features)
+
     def compose(self) -> Tensor:
         coefficients = high_precision(self.coefficients)
         basis = high_precision(self.shared_basis).to(coefficients.device)

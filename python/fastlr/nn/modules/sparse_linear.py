@@ -66,7 +66,7 @@ class SparseLinear(MaskedLinear):
     >>> dense = torch.nn.Linear(16, 8)
     >>> layer = SparseLinear.from_dense(dense, density=0.75)
     >>> layer
-    SparseLinear(in_features=16, out_features=8, nonzeros=96, bias=True, parameters=104)
+    SparseLinear(in_features=16, out_features=8, nonzeros=96, bias=True, parameters=104, flops=192)
     >>> layer.weight_parameters()  # 96 values, and 8·2 bytes of mask as four more float32
     100
     >>> bool((layer.to_dense().weight == dense.weight).double().mean() == 0.75)

@@ -68,8 +68,9 @@ class SubsetLinear(CompressedLinear):
     >>> from fastlr.nn import SubsetLinear
     >>> dense = torch.nn.Linear(16, 8)
     >>> layer = SubsetLinear.from_dense(dense, rows=torch.tensor([1, 2, 6]))
-    >>> layer
-    SubsetLinear(in_features=16, out_features=8, rows=3, columns=16, bias=True, parameters=51)
+    >>> layer  # doctest: +NORMALIZE_WHITESPACE
+    SubsetLinear(in_features=16, out_features=8, rows=3, columns=16, bias=True, parameters=51,
+    flops=96)
     >>> layer.weight_parameters()  # 3·16 numbers and three indices
     51
     >>> layer(torch.ones(16)).nonzero().flatten().tolist()

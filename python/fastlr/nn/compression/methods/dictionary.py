@@ -46,11 +46,16 @@ class Sizes:
     beside: Tensor
 
     @classmethod
-    def of(cls, rows: int, columns: int, dtype: torch.dtype) -> Sizes:
-        """Below the dense size, a dictionary of no more atoms than the shorter side."""
+    def of(cls, rows: int, columns: int, dtype: torch.dtype, most: int | None = None) -> Sizes:
+        """Below the dense size, a dictionary of no more atoms than the shorter side.
+
+        With `most`, up to it.
+        """
         entries = rows * columns
-        steps = {round(entries * step / _STEPS) for step in range(1, _STEPS)}
-        numbers = torch.tensor(sorted(steps - {0, entries}), dtype=torch.int64)
+        steps = {round(entries * step / _STEPS) for step in range(1, _STEPS)} - {entries}
+        if most is not None:
+            steps = {step for step in steps if step < most} | {most}
+        numbers = torch.tensor(sorted(steps - {0}), dtype=torch.int64)
         counts = range(1, min(rows, columns) + 1)
         masks = [DictionaryLinear.mask_numbers(rows, k, dtype) for k in counts]
         beside = torch.tensor(counts) * columns + torch.tensor(masks)
@@ -97,22 +102,15 @@ def dictionary_candidates(
     between these on a straight line.
     """
     dtype = dense_weight(problem.linear).dtype
-    # What is fitted need not be exact, only no worse: float32, but for a float64 layer.
-    working = torch.float64 if dtype == torch.float64 else torch.float32
+    working = _working(dtype)
     solution = solve(problem.weight, problem.inputs)
     sizes = Sizes.of(*problem.shape, dtype)
 
     def build(index: int) -> nn.Module | None:
         if index == len(sizes.numbers):
             return None
-        ranked = _ranked(solution, scores, working).first(int(sizes.atoms[index]))
-        mask = ranked.mask(choose(ranked, int(sizes.nonzeros[index])))
-        targets = Targets.of(solution, working)
-        found = refine(targets, start(solution, targets, mask))
-        dictionary = found.atoms[:, targets.seen :].double() * targets.scale
-        return DictionaryLinear.in_place_of(
-            problem.linear, dictionary, found.coefficients, found.mask
-        )
+        size = int(sizes.atoms[index]), int(sizes.nonzeros[index])
+        return fitted(problem.linear, solution, *size, scores, choose, refine)
 
     known = {0: 1.0, problem.entries: 0.0}
     ranked = _ranked(solution, scores, working)
@@ -131,6 +129,30 @@ def dictionary_candidates(
         build,
         compared=problem.inputs is not None,
     )
+
+
+def fitted(
+    linear: nn.Module,
+    solution: Solution,
+    atoms: int,
+    nonzeros: int,
+    scores: Callable[[Solution], Tensor],
+    choose: Choice,
+    refine: Callable[[Targets, Combination], Combination],
+) -> DictionaryLinear:
+    """The layer of so many atoms and coefficients in place of a dense one."""
+    working = _working(dense_weight(linear).dtype)
+    ranked = _ranked(solution, scores, working).first(atoms)
+    mask = ranked.mask(choose(ranked, nonzeros))
+    targets = Targets.of(solution, working)
+    found = refine(targets, start(solution, targets, mask))
+    dictionary = found.atoms[:, targets.seen :].double() * targets.scale
+    return DictionaryLinear.in_place_of(linear, dictionary, found.coefficients, found.mask)
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    """What is fitted need not be exact, only no worse: float32, but for a float64 layer."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _ranked(solution: Solution, scores: Callable[[Solution], Tensor], dtype: torch.dtype) -> Ranked:
