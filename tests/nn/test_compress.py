@@ -238,7 +238,7 @@ def test_features_see_what_the_weights_do_not():
     assert torch.dist(by_weights(x), expected) >= 0.1 * spread
     report = by_weights.fastlr_report.layers[0]
     measured = torch.dist(by_weights(x), expected) / expected.norm()
-    assert report.output_error == pytest.approx(float(measured) ** 2, rel=1e-6)
+    assert report.output_error == pytest.approx(float(measured.detach()) ** 2, rel=1e-6)
 
 
 def test_a_large_mean_is_not_a_feature():
@@ -259,6 +259,43 @@ def test_embeddings_weigh_tokens_as_often_as_they_occur():
     # Four different tokens: their rows are exact.
     assert torch.dist(new(tokens), table(tokens)) <= 1e-13 * table(tokens).norm()
     assert new.fastlr_report.layers[0].output_error <= 1e-26
+    often = torch.cat((tokens.flatten().repeat(5), torch.arange(50)))
+    cut = compress(table, often, ranks={"": 2})
+    (report,) = cut.fastlr_report.layers
+    energies = torch.linalg.svdvals(table(often).detach()).square()
+    tail = float(energies[2:].sum() / energies.sum())
+    # An SVD: √n·u.
+    assert report.predicted_error == pytest.approx(tail, rel=1e-12)
+    assert report.output_error == pytest.approx(tail, rel=1e-12)
+
+
+def test_directions_without_energy_go_by_the_weight():
+    layer, x = filled(nn.Linear(12, 12)), correlated(5, 12)
+    with torch.no_grad():
+        y = layer(x)
+    seen = torch.linalg.svd((y - y.mean(0)).mT).U[:, :4]
+    weight = layer.weight.detach()
+    unseen = torch.linalg.svdvals(weight - seen @ (seen.mT @ weight)).square()
+    planned = plan(layer, x, ratio=0.1)[""]
+    for rank in (4, 5, 8, 11):
+        planned.choose(rank=rank)
+        new = planned.build()[""]
+        error = (new.compose() - weight).square().sum()
+        # The covariance is rounded to 2^-53 of its trace, 2^-13 of what ranks these directions:
+        # angles of that size among them, which count by their squares, times 12² pairs.
+        difference = float(error - unseen[rank - 4 :].sum())
+        assert abs(difference) <= 1e-5 * float(unseen.sum())
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_zero_weights(with_inputs):
+    layer = nn.Conv2d(4, 6, 3)
+    with torch.no_grad():
+        layer.weight.zero_()
+    x = torch.ones(2, 4, 5, 5)
+    new = compress(copy.deepcopy(layer), x if with_inputs else None, ratio=0.3)
+    assert torch.dist(new(x), layer(x)) <= 1e-6
+    assert new.fastlr_report.layers[0].weight_error == 0
 
 
 def test_tied_tables_stay_tied():

@@ -124,6 +124,7 @@ class FactoredConv(nn.Module, abc.ABC):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer to a ``(batch ×) in_channels × …`` tensor."""
         output: Tensor = self.factors(input)
         return output
 
