@@ -43,7 +43,7 @@ Method = Literal[
 ]
 Form = Literal["interpolative", "factored", "dense", "sparse", "dictionary", "structured"]
 Allocation = Literal[
-    "loss", "uniform", "knapsack", "svd_llm_v2", "d_rank", "welore", "block_influence"
+    "loss", "uniform", "knapsack", "product", "svd_llm_v2", "d_rank", "welore", "block_influence"
 ]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
