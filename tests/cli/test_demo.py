@@ -39,7 +39,8 @@ def test_every_variant_is_measured(finished):
     assert all(0.3 <= entry["removed_from_linears"] < 0.4 for entry in entries.values())
     for entry in entries.values():
         # Which of the two is less depends on this Python's documentation, where weights are random.
-        assert all(0 < layer["error"] < 1 for layer in entry["layers"])
+        errors = [layer["error"] for layer in entry["layers"]]  # zero of a layer that stays dense
+        assert 0 <= min(errors) < max(errors) < 1
         assert math.isfinite(entry["perplexity"])
 
 
