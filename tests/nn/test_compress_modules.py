@@ -85,7 +85,7 @@ def test_features_are_the_principal_components_of_the_outputs(name):
     energies = torch.linalg.svdvals(centred.transpose(0, 1)).square().sum(0)
     total = float(energies.sum())
     planned = plan(layer, x, ratio=0.1)[""]
-    limit = planned._offer.rank(len(planned._offer.sizes) - 1)
+    limit = planned.offer.rank(len(planned.offer.sizes) - 1)
     for rank in range(1, limit + 1):
         planned.choose(rank=rank)
         tail = float(energies[rank:].sum()) / total

@@ -5,7 +5,8 @@ from fastlr.nn.compression.gram import Gram
 from fastlr.nn.compression.heal import HealReport
 from fastlr.nn.compression.loss_model import LossPrediction
 from fastlr.nn.compression.methods import Method, register_method
-from fastlr.nn.compression.module_plan import CompressionPlan, PlannedLayer, compress, plan
+from fastlr.nn.compression.module_plan import CompressionPlan, compress, plan
+from fastlr.nn.compression.planned_layer import PlannedLayer
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compression.report import CompressionReport, LayerReport
 from fastlr.nn.compression.solver import Solution, Truncation, solve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ class FoundLayer:
     names : tuple of str
         All places where this very layer is.
     layer : nn.Module
-    tied : tuple of str
-        Linear layers whose weight is the table of this embedding.
+    tied : mapping from str to nn.Module
+        By all their names, linear layers whose weight is the table of this embedding.
     obstacle : str
         Why it cannot be compressed; empty if it can.
     """
@@ -36,8 +36,15 @@ class FoundLayer:
     name: str
     names: tuple[str, ...]
     layer: nn.Module
-    tied: tuple[str, ...] = ()
+    tied: Mapping[str, nn.Module] = field(default_factory=dict)
     obstacle: str = ""
+
+    @property
+    def weight(self) -> Tensor:
+        """Detached; outputs × inputs of a transformers ``Conv1D``, too."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().T if is_conv1d(self.layer) else weight.detach()
 
 
 def find_layers(
@@ -118,13 +125,13 @@ def _examined(
     holders: Mapping[int, list[nn.Module]],
 ) -> FoundLayer:
     names = tuple(places[key])
-    tied: tuple[str, ...] = ()
+    tied: dict[str, nn.Module] = {}
     obstacle = _obstacle(layer)
     if not obstacle:
         others = [other for other in holders[id(layer.weight)] if other is not layer]
         plain = all(type(other) is nn.Linear and not _obstacle(other) for other in others)
         if others and isinstance(layer, nn.Embedding) and plain:
-            tied = tuple(name for other in others for name in places[id(other)])
+            tied = {name: other for other in others for name in places[id(other)]}
         elif others:
             whose = ", ".join(
                 repr(name) for other in others for name in places.get(id(other), ("another",))
@@ -155,9 +162,8 @@ def _base(layer: nn.Module) -> str:
 
 
 def _require_finite(found: FoundLayer) -> None:
-    weight = found.layer.weight
-    assert isinstance(weight, Tensor)
-    finite = torch.isfinite(weight.detach())
+    weight = found.weight
+    finite = torch.isfinite(weight)
     if not bool(finite.all()):
         index = tuple((~finite).nonzero()[0].tolist())
         raise ValueError(

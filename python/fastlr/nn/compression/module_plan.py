@@ -21,15 +21,13 @@ from torch import Tensor, nn
 
 from fastlr.nn.compression.allocation import Budget, allocate
 from fastlr.nn.compression.features import Collector, ErrorMeter
-from fastlr.nn.compression.forms import form_named
 from fastlr.nn.compression.interrupt import interrupt_deferred
 from fastlr.nn.compression.module_layers import FoundLayer, find_layers
-from fastlr.nn.compression.offers import Offer, Rank, offer_of
-from fastlr.nn.compression.report import LEFT_DENSE, CompressionReport, LayerReport, ModelSize
+from fastlr.nn.compression.offers import Rank, offer_of
+from fastlr.nn.compression.planned_layer import PlannedLayer
+from fastlr.nn.compression.report import CompressionReport, ModelSize
 from fastlr.nn.compression.targets import matches
 from fastlr.nn.evaluate import evaluation_mode
-from fastlr.nn.modules import LowRankEmbedding
-from fastlr.nn.modules.dense import high_precision, is_conv1d
 from fastlr.nn.modules.replace import replace_modules
 
 UNCHANGED = "compress was interrupted; the module is as it was before the call"
@@ -40,166 +38,6 @@ _ALLOCATIONS = ("knapsack", "product", "uniform")
 
 Forward = Callable[[nn.Module, Any], Any]
 Ranks = Mapping[str, Rank]
-
-
-class PlannedLayer:
-    """What is to become of one layer, of a :class:`CompressionPlan`.
-
-    Attributes
-    ----------
-    name : str
-    kind : str
-        The class of the dense layer.
-    shape : tuple of int
-        Of its weight.
-    note : str
-        Why it cannot be compressed, or what is out of the ordinary.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fastlr.nn import plan
-    >>> layer = plan(torch.nn.Linear(64, 32), ratio=0.5)[""]
-    >>> layer
-    PlannedLayer('', Linear, 32×64, interpolative, rank 12, 2048 → 1008 numbers)
-    >>> layer.choose(rank=4)
-    >>> layer.rank, layer.parameters_after
-    (4, 368)
-    """
-
-    def __init__(self, found: FoundLayer, offer: Offer | None, note: str = "") -> None:
-        weight: Any = found.layer.weight
-        self.found = found
-        self.name = found.name
-        self.kind = type(found.layer).__name__
-        self.shape = tuple(reversed(weight.shape)) if is_conv1d(found.layer) else (*weight.shape,)
-        self.note = note or found.obstacle
-        self._offer = offer
-        self._index: int | None = None
-
-    @property
-    def form(self) -> str:
-        """How the new weight is stored; "dense" if it stays."""
-        if self._offer is None or self._index is None:
-            return "dense"
-        return self._offer.forms[self._index]
-
-    @property
-    def rank(self) -> Rank | None:
-        """None if it stays dense."""
-        if self._offer is None or self._index is None:
-            return None
-        return self._offer.rank(self._index)
-
-    @property
-    def parameters_before(self) -> int:
-        """The numbers of the dense weight."""
-        return math.prod(self.shape)
-
-    @property
-    def parameters_after(self) -> int:
-        """The numbers that stand for it, with a bias that the dense layer does not have."""
-        if self._offer is None or self._index is None:
-            return self.parameters_before
-        return int(self._offer.sizes[self._index])
-
-    @property
-    def predicted_error(self) -> float:
-        """The relative squared error: of the features about their mean, or of the weight."""
-        return 0.0 if self._offer is None else self._offer.error(self._index)
-
-    def choose(
-        self, *, rank: Rank | None = None, ratio: float | None = None, tol: float | None = None
-    ) -> None:
-        """Say what the layer becomes, by its rank, its size or its error; one of the three.
-
-        Parameters
-        ----------
-        rank : int or pair of int
-            For a convolution, of whatever split does best with it.
-        ratio : float
-            The share of its numbers to remove; the best that is not larger.
-        tol : float
-            What the error may be, relative, not squared; the smallest that is within.
-
-        Raises
-        ------
-        ValueError
-            If not one of the three is given, or nothing is as small, as good or of this rank.
-        """
-        if sum(given is not None for given in (rank, ratio, tol)) != 1:
-            raise ValueError(
-                f"choose: one of rank, ratio and tol must be given for {self.name!r}, got "
-                f"rank={rank}, ratio={ratio}, tol={tol}"
-            )
-        offer = self._known()
-        if rank is not None:
-            index = offer.of_rank(rank)
-            if index is None:
-                limit = offer.rank(len(offer.sizes) - 1)
-                raise ValueError(
-                    f"choose: rank must be between 1 and that of the layer, {limit}, for "
-                    f"{self.name!r}, got {rank}"
-                )
-            self._index = index
-            return
-        candidates, indices = offer.front()
-        if ratio is not None:
-            budget = (1 - ratio) * self.parameters_before
-            if not 0 <= ratio < 1 or budget < int(candidates.sizes[0]):
-                raise ValueError(
-                    f"choose: ratio must leave the {int(candidates.sizes[0])} numbers of rank 1 "
-                    f"for {self.name!r}, got {ratio}"
-                )
-            self._index = indices[candidates.within(budget)]
-            return
-        assert tol is not None
-        if not 0 <= tol < 1:
-            raise ValueError(f"choose: tol must be in [0, 1) for {self.name!r}, got {tol}")
-        self._index = indices[int((candidates.relative_errors > tol**2).sum())]
-
-    def keep_dense(self) -> None:
-        """Leave the layer as it is."""
-        self._index = None
-
-    def front(self) -> tuple[Any, list[int | None]]:
-        """What the budget is shared with."""
-        return self._known().front()
-
-    def take(self, index: int | None) -> None:
-        """Choose by an index of `front`."""
-        self._index = index
-
-    def build(self) -> dict[str, nn.Module]:
-        """The new layers by name: none if it stays dense."""
-        if self._offer is None or self._index is None:
-            return {}
-        layer = self.found.layer
-        new = self._offer.make(self._index).train(layer.training)
-        built = dict.fromkeys(self.found.names, new)
-        for name in self.found.tied:
-            assert isinstance(new, LowRankEmbedding)
-            built[name] = new.projection()
-        new.requires_grad_(any(p.requires_grad for p in layer.parameters(recurse=False)))
-        return built
-
-    @property
-    def centre(self) -> Tensor | None:
-        """The mean of the outputs, about which errors are measured."""
-        return None if self._offer is None else self._offer.centre
-
-    def _known(self) -> Offer:
-        if self._offer is None:
-            raise ValueError(f"choose: {self.name!r} cannot be compressed: {self.note}")
-        return self._offer
-
-    def __repr__(self) -> str:
-        shape = "×".join(map(str, self.shape))
-        rank = "" if self.rank is None else f"rank {self.rank}, "
-        return (
-            f"PlannedLayer({self.name!r}, {self.kind}, {shape}, {self.form}, {rank}"
-            f"{self.parameters_before} → {self.parameters_after} numbers)"
-        )
 
 
 class CompressionPlan:
@@ -315,7 +153,7 @@ class CompressionPlan:
             raise KeyboardInterrupt(UNCHANGED) from None
         seen = self._run is not None
         reports = [
-            _report(layer, built[layer.name].get(layer.name), measured.get(layer.name), seen)
+            layer.report(built[layer.name].get(layer.name), measured.get(layer.name), observed=seen)
             for layer in self._able()
         ]
         before = ModelSize.of(self.module)
@@ -340,7 +178,7 @@ class CompressionPlan:
         return module
 
     def _able(self) -> list[PlannedLayer]:
-        return [layer for layer in self._layers.values() if layer._offer is not None]
+        return [layer for layer in self._layers.values() if layer.offer is not None]
 
     def _measured(self, built: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, float]:
         if self._run is None:
@@ -432,7 +270,6 @@ def plan(
         raise ValueError('method="features" needs inputs')
     if form not in ("interpolative", "factored"):
         raise ValueError(f'form must be "interpolative" or "factored", got {form!r}')
-    form_named(form)
     if not isinstance(allocation, Mapping) and allocation not in (None, *_ALLOCATIONS):
         raise ValueError(
             f"allocation must be one of {', '.join(_ALLOCATIONS)} or a mapping, got {allocation!r}"
@@ -691,42 +528,3 @@ def _replaced(module: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Mo
             # Torch's fast path reads the weights of the two; it is for these activations alone.
             layer.activation_relu_or_gelu = 0
     return module
-
-
-def _report(
-    layer: PlannedLayer, new: nn.Module | None, measured: float | None, observed: bool
-) -> LayerReport:
-    weight: Any = layer.found.layer.weight
-    bytes_before = weight.numel() * weight.element_size()
-    notes = [layer.note] if layer.note else []
-    weight_error, bytes_after = 0.0, bytes_before
-    if new is None:
-        notes.append(LEFT_DENSE)
-    else:
-        composed: Any = new
-        exact = high_precision(weight)
-        if is_conv1d(layer.found.layer):
-            exact = exact.T
-        lost = float((composed.compose() - exact).square().sum())
-        whole = float(exact.square().sum())
-        weight_error = lost / whole if whole > 0 else lost
-        tensors = (*new.parameters(), *new.buffers())
-        bytes_after = sum(t.numel() * t.element_size() for t in tensors)
-        bias = getattr(layer.found.layer, "bias", None)
-        if isinstance(bias, Tensor):
-            bytes_after -= bias.numel() * bias.element_size()
-    return LayerReport(
-        name=layer.name,
-        shape=layer.shape,
-        rank=layer.rank,
-        form=layer.form,
-        side=getattr(new, "side", None),
-        parameters_before=layer.parameters_before,
-        parameters_after=layer.parameters_after,
-        bytes_before=bytes_before,
-        bytes_after=bytes_after,
-        predicted_error=layer.predicted_error,
-        output_error=(measured if new is not None else 0.0) if observed else None,
-        weight_error=weight_error,
-        note="; ".join(notes),
-    )

@@ -107,6 +107,23 @@ class CompressedLinear(nn.Module, abc.ABC):
         layer: Layer = create(*sizes, device="meta", dtype=dtype, **more)
         return layer.to_empty(device=device)
 
+    @classmethod
+    def unfilled_for(cls: type[Layer], linear: nn.Module, *sizes: Any) -> Layer:
+        """One of these sizes in place of a dense layer, with its bias, dtype, device and mode."""
+        weight, bias = dense_weight(linear), dense_bias(linear)
+        out_features, in_features = weight.shape
+        layer = cls.unfilled(
+            in_features,
+            out_features,
+            *sizes,
+            bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            layer._store_bias(bias)
+        return layer.train(linear.training)
+
     def weight_parameters(self) -> int:
         """How many numbers stand for the weight (the bias is not counted)."""
         factors = (p.numel() for name, p in self.named_parameters() if name != "bias")
@@ -169,10 +186,7 @@ class CompressedLinear(nn.Module, abc.ABC):
 
     def _error_of(self, weight: Tensor, gram: Tensor | None = None) -> float:
         """How far what is stored is from `weight`, relatively; with `gram`, on the outputs."""
-        dense = high_precision(weight)
-        power = power_of_two(dense)
-        off, dense = (self.compose() - dense) / power, dense / power
-        return relative(weighted_norm(off, gram), weighted_norm(dense, gram))
+        return relative_distance(self.compose(), high_precision(weight), gram)
 
     def _warn_unless_within(
         self, tol: float | None, weight: Tensor, gram: Tensor | None = None
@@ -187,6 +201,13 @@ class CompressedLinear(nn.Module, abc.ABC):
                 f"is {error:.3g}",
                 ConvergenceWarning,
             )
+
+
+def relative_distance(found: Tensor, exact: Tensor, gram: Tensor | None = None) -> float:
+    """‖found − exact‖ / ‖exact‖ of matrices, whose squares neither overflow nor vanish."""
+    power = power_of_two(exact)
+    off, whole = (found - exact) / power, exact / power
+    return relative(weighted_norm(off, gram), weighted_norm(whole, gram))
 
 
 def weighted_norm(matrix: Tensor, gram: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastlr.linalg import cur
 from fastlr.nn.modules.base import CompressedLinear, check_rank
-from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
 from fastlr.nn.modules.rank_choice import check_one, largest_rank
 
@@ -193,22 +193,14 @@ class CURLinear(CompressedLinear):
         rows, cols = (
             found.rows.new_zeros(1) if empty else index for index in (found.rows, found.cols)
         )
-        layer = cls.unfilled(
-            i,
-            o,
-            len(cols),
-            linear.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        layer = cls.unfilled_for(linear, len(cols))
         with torch.no_grad():
             layer.C.copy_(weight[:, cols])
             layer.U.copy_(weight.new_zeros(1, 1) if empty else found.U)
             layer.R.copy_(weight[rows])
             layer.row_index.copy_(rows)
             layer.column_index.copy_(cols)
-            layer._store_bias(dense_bias(linear))
-        return layer.train(linear.training)
+        return layer
 
     def _size(self) -> dict[str, Any]:
         return {"rank": self.rank}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastlr.linalg import ConvergenceWarning
 from fastlr.linalg._warnings import warn
+from fastlr.nn.modules.base import relative_distance
 from fastlr.nn.modules.conv_geometry import (
     DENSE,
     DenseConv,
@@ -245,11 +246,12 @@ class FactoredConv(nn.Module, abc.ABC):
         if ratio is not None:
             return built(_ranks_left(split, kernel, ratio))
         goal = _tolerance(owner, tol)
+        dense = kernel.flatten(0, 1).flatten(1)
         attempts: dict[Ranks, tuple[Self, float]] = {}
 
         def attempt(ranks: Ranks) -> float:
             layer = built(ranks, goal)
-            attempts[ranks] = layer, _relative_error(layer.compose(), kernel.flatten(0, 1))
+            attempts[ranks] = layer, relative_distance(layer.compose().flatten(1), dense)
             return attempts[ranks][1]
 
         layer, error = attempts[split.reaching(kernel, goal, attempt)]
@@ -292,12 +294,3 @@ def _tolerance(owner: str, tol: Any) -> float:
     if not 0 < tol < 1:
         raise ValueError(f"{owner}: tol must be between 0 and 1, got {tol}")
     return float(tol)
-
-
-def _relative_error(found: Tensor, kernel: Tensor) -> float:
-    """‖found − kernel‖_F / ‖kernel‖_F, whose squares neither overflow nor vanish."""
-    largest = kernel.abs().max()
-    if not largest:
-        return float(found.abs().max())
-    reference = kernel / largest
-    return float((found / largest - reference).norm() / reference.norm())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlr.linalg import householder_product
 from fastlr.nn.modules.base import CompressedLinear, check_rank
 from fastlr.nn.modules.contraction import check_dtype
-from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.modules.householder_svd import householder_svd
 from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.masked_linear import check_finite
@@ -220,16 +220,8 @@ class HouseholderProjector(CompressedLinear):
         A singular value decomposition in float64. The outputs are those of the truncated layer, to
         rounding.
         """
-        weight, bias = dense_weight(linear), dense_bias(linear)
-        out_features, in_features = weight.shape
-        layer = cls.unfilled(
-            in_features,
-            out_features,
-            rank,
-            bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        weight = dense_weight(linear)
+        layer = cls.unfilled_for(linear, rank)
         check_finite(cls.__name__, "weight", weight)
         found = householder_svd(weight, rank)
         with torch.no_grad():
@@ -237,8 +229,7 @@ class HouseholderProjector(CompressedLinear):
             layer.of_V.copy_(found.of_V)
             layer.S.copy_(found.S)
             layer.phases.copy_(found.phases)
-            layer._store_bias(bias)
-        return layer.train(linear.training)
+        return layer
 
     def _size(self) -> dict[str, Any]:
         return {"rank": self.rank}

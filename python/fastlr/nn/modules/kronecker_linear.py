@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastlr.linalg import nearest_kronecker
 from fastlr.linalg.kronecker import rearranged
 from fastlr.nn.modules.base import CompressedLinear
-from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
 from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
@@ -189,7 +189,7 @@ class KroneckerLinear(CompressedLinear):
         once. `tol` takes all singular values, by a dense SVD.
         """
         owner = cls.__name__
-        weight, bias = dense_weight(linear), dense_bias(linear)
+        weight = dense_weight(linear)
         out_features, in_features = weight.shape
         (o1, i1), (o2, i2) = _sizes(owner, out_features, in_features, shape)
         check_finite(owner, "weight", weight)
@@ -205,22 +205,13 @@ class KroneckerLinear(CompressedLinear):
             within=lambda tol: least_rank(tol, torch.linalg.svdvals(rearranged(exact, o1, i1))),
             name="terms",
         )
-        layer = cls.unfilled(
-            in_features,
-            out_features,
-            (o1, i1),
-            terms,
-            bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        layer = cls.unfilled_for(linear, (o1, i1), terms)
         B, C = nearest_kronecker(exact, (o1, i1), terms=terms)
         with torch.no_grad():
             layer.B.copy_(B)
             layer.C.copy_(C)
-            layer._store_bias(bias)
         layer._warn_unless_within(tol, weight)
-        return layer.train(linear.training)
+        return layer
 
     def _size(self) -> dict[str, Any]:
         return {"shape": self.shape, "terms": self.terms}

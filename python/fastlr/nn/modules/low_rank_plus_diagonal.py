@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastlr.linalg import ConvergenceWarning, low_rank_plus_diagonal
 from fastlr.nn.modules.base import CompressedLinear, check_rank
-from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
 from fastlr.nn.modules.rank_choice import choose_rank, least_rank_with
 
@@ -174,7 +174,7 @@ class LowRankPlusDiagonal(CompressedLinear):
         singular value decomposition with the best diagonal beside it.
         """
         owner = cls.__name__
-        weight, bias = dense_weight(linear), dense_bias(linear)
+        weight = dense_weight(linear)
         check_finite(owner, "weight", weight)
         out_features, in_features = weight.shape
         shorter = min(out_features, in_features)
@@ -197,21 +197,13 @@ class LowRankPlusDiagonal(CompressedLinear):
             within=within,
         )
         left, right, diagonal = low_rank_plus_diagonal(exact, chosen)
-        layer = cls.unfilled(
-            in_features,
-            out_features,
-            chosen,
-            bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        layer = cls.unfilled_for(linear, chosen)
         with torch.no_grad():
             layer.B.copy_(left)
             layer.A.copy_(right)
             layer.diagonal.copy_(diagonal)
-            layer._store_bias(bias)
         layer._warn_unless_within(tol, weight)
-        return layer.train(linear.training)
+        return layer
 
     def _size(self) -> dict[str, Any]:
         return {"rank": self.rank}

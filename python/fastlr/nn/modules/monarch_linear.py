@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlr.linalg import monarch_project
 from fastlr.linalg.monarch import composed, slices
 from fastlr.nn.modules.base import CompressedLinear
-from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
+from fastlr.nn.modules.dense import dense_weight, high_precision
 from fastlr.nn.modules.masked_linear import check_finite
 from fastlr.nn.modules.rank_choice import choose_rank, least_rank
 
@@ -179,7 +179,7 @@ class MonarchLinear(CompressedLinear):
         once. `tol` takes all singular values of the slices.
         """
         owner = cls.__name__
-        weight, bias = dense_weight(linear), dense_bias(linear)
+        weight = dense_weight(linear)
         out_features, in_features = weight.shape
         h, w = _sizes(owner, out_features, in_features, blocks)
         check_finite(owner, "weight", weight)
@@ -197,22 +197,13 @@ class MonarchLinear(CompressedLinear):
                 torch.linalg.vector_norm(torch.linalg.svdvals(slices(exact, blocks)), dim=(0, 1)),
             ),
         )
-        layer = cls.unfilled(
-            in_features,
-            out_features,
-            blocks,
-            rank,
-            bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        layer = cls.unfilled_for(linear, blocks, rank)
         left, right = monarch_project(exact, blocks, rank=rank)
         with torch.no_grad():
             layer.left.copy_(left)
             layer.right.copy_(right)
-            layer._store_bias(bias)
         layer._warn_unless_within(tol, weight)
-        return layer.train(linear.training)
+        return layer
 
     def _size(self) -> dict[str, Any]:
         return {"blocks": self.blocks, "rank": self.rank}
