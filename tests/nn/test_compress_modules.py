@@ -298,13 +298,14 @@ def test_zero_weights(with_inputs):
     assert new.fastlr_report.layers[0].weight_error == 0
 
 
-def test_tied_tables_stay_tied():
+@pytest.mark.parametrize("bias", [False, True])
+def test_tied_tables_stay_tied(bias):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(40, 16)
             self.body = nn.Linear(16, 16)
-            self.head = nn.Linear(16, 40, bias=False)
+            self.head = nn.Linear(16, 40, bias=bias)
             self.head.weight = self.embedding.weight
 
         def forward(self, tokens):
@@ -312,11 +313,14 @@ def test_tied_tables_stay_tied():
 
     model = Model()
     tokens = torch.arange(40)[None]
+    kept = model.head.bias
     planned = plan(model, tokens, ratio=0.4, targets="embedding")
     assert list(planned) == ["embedding"]
     new = planned.apply()
     assert new.head.B is new.embedding.A
     assert new.head.A is new.embedding.B
+    assert (new.head.bias is None) == (not bias)
+    assert not bias or torch.equal(new.head.bias, kept)
     assert planned.parameters_after == new.embedding.A.numel() + new.embedding.B.numel()
     assert torch.equal(new.head.compose(), new.embedding.compose())
     assert new(tokens).shape == (1, 40, 40)

@@ -14,6 +14,7 @@ from fastlr.nn.compression.offers import Offer, Rank
 from fastlr.nn.compression.problem import Candidates
 from fastlr.nn.compression.report import LEFT_DENSE, LayerReport
 from fastlr.nn.modules import LowRankEmbedding
+from fastlr.nn.modules.dense import dense_bias
 
 
 class PlannedLayer:
@@ -152,9 +153,14 @@ class PlannedLayer:
         layer = self.found.layer
         new = self.offer.make(self._index).train(layer.training)
         built = dict.fromkeys(self.found.names, new)
-        for name in self.found.tied:
+        for name, linear in self.found.tied.items():
             assert isinstance(new, LowRankEmbedding)
-            built[name] = new.projection()
+            bias = dense_bias(linear)
+            projection = new.projection(bias=bias is not None)
+            if projection.bias is not None and bias is not None:
+                with torch.no_grad():
+                    projection.bias.copy_(bias)
+            built[name] = projection
         new.requires_grad_(any(p.requires_grad for p in layer.parameters(recurse=False)))
         return built
 
