@@ -56,6 +56,20 @@ def sparse(o, i, density, dtype=torch.float64):
     return matrix(o, i, dtype)[kept], pack_mask(kept)
 
 
+def low_rank(tokens, o, i, r, dtype=torch.float64):
+    """Inputs of a layer, its two factors and its bias."""
+    X, A, B = matrix(tokens, i, dtype), matrix(r, i, dtype), matrix(o, r, dtype)
+    return X, A, B, matrix(o, 1, dtype)[:, 0]
+
+
+def interpolative_layer(tokens, o, i, r, of_rows, dtype=torch.float64):
+    """Inputs of a layer, its skeleton, its coefficients, its order and its bias."""
+    skeleton, coefficients = ((r, i), (o - r, r)) if of_rows else ((o, r), (r, i - r))
+    order = torch.arange(o if of_rows else i, dtype=torch.int32).roll(2).contiguous()
+    factors = matrix(*skeleton, dtype), matrix(*coefficients, dtype)
+    return matrix(tokens, i, dtype), *factors, order, matrix(o, 1, dtype)[:, 0]
+
+
 def nonnegative_rows(m, k, dtype=torch.float64):
     """A nonnegative matrix, a Gram matrix, and right-hand sides."""
     return matrix(m, k, dtype).abs(), weight(k, dtype) / (2 * k), matrix(m + 1, k, dtype)[1:]
@@ -283,6 +297,37 @@ SAMPLES = {
         ],
         True,
     ),
+    "low_rank_linear": (
+        [
+            low_rank(3, 5, 11, 2),
+            low_rank(20, 5, 11, 2),
+            (*low_rank(20, 7, 6, 6, torch.float32)[:3], None),
+        ],
+        True,
+    ),
+    "low_rank_linear_backward": (
+        [
+            (matrix(3, 5), *low_rank(3, 5, 11, 2)[:3], [True, True, True]),
+            (matrix(20, 5), *low_rank(20, 5, 11, 2)[:3], [False, False, True]),
+        ],
+        False,
+    ),
+    "interpolative_linear": (
+        [
+            (*interpolative_layer(3, 5, 11, 2, True), True),
+            (*interpolative_layer(20, 5, 11, 2, False), False),
+            (*interpolative_layer(20, 7, 6, 6, True, torch.float32)[:4], None, True),
+        ],
+        True,
+    ),
+    "interpolative_linear_backward": (
+        [
+            (matrix(3, 5), *interpolative_layer(3, 5, 11, 2, of_rows)[:4], of_rows, wanted)
+            for of_rows in (True, False)
+            for wanted in ([True, True, True], [False, True, False])
+        ],
+        False,
+    ),
     "sparse_products": (
         [
             (matrix(3, o), matrix(3, i), mask, len(values))
@@ -333,7 +378,7 @@ matrix_cases = [case for case in cases if isinstance(case.values[1][0], torch.Te
 
 def run(name, sample):
     result = getattr(OPS, name)(*sample)
-    return result if isinstance(result, tuple) else (result,)
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
 def assert_equal_to_rounding(one, two, A):
@@ -352,8 +397,8 @@ def test_opcheck(name, sample):
     torch.library.opcheck(getattr(OPS, name).default, sample)
 
 
-# Of a sparse layer: it takes its product in the lower type, as a dense layer does.
-LOWERED = ("sparse_linear",)
+# Of layers: they take their products in the lower type, as a dense layer does.
+LOWERED = ("sparse_linear", "low_rank_linear", "interpolative_linear")
 
 
 @pytest.mark.parametrize(
@@ -442,7 +487,8 @@ def test_cuda_agrees_with_the_cpu(name, sample):
         pytest.skip("fastlr was built without CUDA kernels")
     if name.startswith("sketch_") and sample[1] in ("sparse_sign", "countsketch", "srht"):
         pytest.skip("these sketches run on the CPU only")
-    moved = len(sample) if name.startswith("sparse_") else 1
+    of_layer = name.startswith(("sparse_", "low_rank_", "interpolative_linear"))
+    moved = len(sample) if of_layer else 1
     on_device = [x.cuda() if isinstance(x, torch.Tensor) else x for x in sample[:moved]]
     on_device = run(name, (*on_device, *sample[moved:]))
     assert_equal_to_rounding([out.cpu() for out in on_device], run(name, sample), sample[0])

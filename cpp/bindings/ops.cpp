@@ -1,7 +1,6 @@
 // Operator schemas torch.ops.fastlr.*; fake implementations and autograd are in python/fastlr/_ops.py.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -10,6 +9,7 @@
 #include <fastlr/householder.hpp>
 #include <fastlr/incremental_svd.hpp>
 #include <fastlr/joint_svd.hpp>
+#include <fastlr/low_rank_linear.hpp>
 #include <fastlr/nonnegative_rows.hpp>
 #include <fastlr/orthonormalize.hpp>
 #include <fastlr/pivoted_qr.hpp>
@@ -22,6 +22,7 @@
 
 #include "batches.hpp"
 #include "cur.hpp"
+#include "dispatch.hpp"
 #include "guards.hpp"
 #include "interpolative.hpp"
 #include "svd.hpp"
@@ -30,6 +31,7 @@ namespace {
 
 using fastlr::bindings::batch_of;
 using fastlr::bindings::Factors;
+using fastlr::bindings::find;
 using fastlr::bindings::flattened;
 using fastlr::bindings::Guarded;
 using fastlr::bindings::unflattened;
@@ -223,16 +225,43 @@ std::tuple<at::Tensor, at::Tensor> householder_vectors(const at::Tensor& Q) {
   return {unflattened(V, batch_of(Q)), unflattened(phases, batch_of(Q))};
 }
 
-// Under autocast a product is taken in the lower type, as that of a dense layer is.
-at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
+// Under autocast the products of a layer are taken in the lower type, as those of a dense layer are: `op` with its
+// tensors so cast.
+template <typename Call>
+at::Tensor in_lower_type(const at::Tensor& X, const Call& call) {
   const auto device = X.device().type();
   const c10::impl::ExcludeDispatchKeyGuard guard(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  const auto lower = at::autocast::get_autocast_dtype(device);
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastlr::sparse_linear", "")
-                             .typed<decltype(autocast_sparse_linear)>();
-  return op.call(at::autocast::cached_cast(lower, X, device), at::autocast::cached_cast(lower, values, device), mask);
+  return call([device, lower = at::autocast::get_autocast_dtype(device)](const auto& tensor) {
+    return at::autocast::cached_cast(lower, tensor, device);
+  });
+}
+
+using Bias = std::optional<at::Tensor>;
+
+at::Tensor autocast_sparse_linear(const at::Tensor& X, const at::Tensor& values, const at::Tensor& mask) {
+  static const auto op = find<decltype(autocast_sparse_linear)>("fastlr::sparse_linear");
+  return in_lower_type(X, [&](const auto& cast) { return op.call(cast(X), cast(values), mask); });
+}
+
+at::Tensor autocast_low_rank_linear(const at::Tensor& X, const at::Tensor& A, const at::Tensor& B, const Bias& bias) {
+  static const auto op = find<decltype(autocast_low_rank_linear)>("fastlr::low_rank_linear");
+  return in_lower_type(X, [&](const auto& cast) { return op.call(cast(X), cast(A), cast(B), cast(bias)); });
+}
+
+at::Tensor autocast_interpolative_linear(const at::Tensor& X, const at::Tensor& skeleton,
+                                         const at::Tensor& coefficients, const at::Tensor& order, const Bias& bias,
+                                         bool of_rows) {
+  static const auto op = find<decltype(autocast_interpolative_linear)>("fastlr::interpolative_linear");
+  return in_lower_type(X, [&](const auto& cast) {
+    return op.call(cast(X), cast(skeleton), cast(coefficients), order, cast(bias), of_rows);
+  });
+}
+
+void register_autocast(torch::Library& library) {
+  library.impl("sparse_linear", TORCH_FN(autocast_sparse_linear));
+  library.impl("low_rank_linear", TORCH_FN(autocast_low_rank_linear));
+  library.impl("interpolative_linear", TORCH_FN(autocast_interpolative_linear));
 }
 
 void register_kernels(torch::Library& library) {
@@ -263,6 +292,10 @@ void register_kernels(torch::Library& library) {
   library.impl("sparse_linear", TORCH_FN(Guarded<fastlr::sparse_linear>::call));
   library.impl("sparse_linear_adjoint", TORCH_FN(Guarded<fastlr::sparse_linear_adjoint>::call));
   library.impl("sparse_products", TORCH_FN(Guarded<fastlr::sparse_products>::call));
+  library.impl("low_rank_linear", TORCH_FN(Guarded<fastlr::low_rank_linear>::call));
+  library.impl("low_rank_linear_backward", TORCH_FN(Guarded<fastlr::low_rank_linear_backward>::call));
+  library.impl("interpolative_linear", TORCH_FN(Guarded<fastlr::interpolative_linear>::call));
+  library.impl("interpolative_linear_backward", TORCH_FN(Guarded<fastlr::interpolative_linear_backward>::call));
 }
 
 }  // namespace
@@ -313,12 +346,18 @@ TORCH_LIBRARY(fastlr, library) {
   def("sparse_linear(Tensor X, Tensor values, Tensor mask) -> Tensor");
   def("sparse_linear_adjoint(Tensor Y, Tensor values, Tensor mask, SymInt columns) -> Tensor");
   def("sparse_products(Tensor Y, Tensor X, Tensor mask, SymInt nonzeros) -> Tensor");
+  def("low_rank_linear(Tensor X, Tensor A, Tensor B, Tensor? bias) -> Tensor");
+  def("low_rank_linear_backward(Tensor gradient, Tensor X, Tensor A, Tensor B, bool[3] wanted) -> Tensor[]");
+  def("interpolative_linear(Tensor X, Tensor skeleton, Tensor coefficients, Tensor order, Tensor? bias, bool of_rows) "
+      "-> Tensor");
+  def("interpolative_linear_backward(Tensor gradient, Tensor X, Tensor skeleton, Tensor coefficients, Tensor order, "
+      "bool of_rows, bool[3] wanted) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fastlr, CPU, library) { register_kernels(library); }
 TORCH_LIBRARY_IMPL(fastlr, CUDA, library) { register_kernels(library); }
-TORCH_LIBRARY_IMPL(fastlr, AutocastCPU, library) { library.impl("sparse_linear", TORCH_FN(autocast_sparse_linear)); }
-TORCH_LIBRARY_IMPL(fastlr, AutocastCUDA, library) { library.impl("sparse_linear", TORCH_FN(autocast_sparse_linear)); }
+TORCH_LIBRARY_IMPL(fastlr, AutocastCPU, library) { register_autocast(library); }
+TORCH_LIBRARY_IMPL(fastlr, AutocastCUDA, library) { register_autocast(library); }
 // No tensor argument says where random_matrix runs: its device argument does.
 TORCH_LIBRARY_IMPL(fastlr, CompositeExplicitAutograd, library) {
   library.impl("random_matrix", TORCH_FN(random_matrix));

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "sparse_linear.hpp"
+#include "token_rows.hpp"
 
 #ifdef FASTLR_WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -147,24 +148,6 @@ void check_values(const at::Tensor& values, const char* caller) {
   TORCH_CHECK_TYPE(at::isFloatingType(type) && c10::elementSize(type) > 1, caller,
                    ": values must be float16, bfloat16, float32 or float64, got ", type);
   TORCH_CHECK_VALUE(values.dim() == 1, caller, ": values must have 1 dimension, got shape ", values.sizes());
-}
-
-// The rows of X (... x width), contiguous.
-at::Tensor as_rows(const at::Tensor& X, int64_t width, const at::Tensor& like, const char* caller, const char* name) {
-  TORCH_CHECK_VALUE(X.dim() >= 1 && X.size(-1) == width, caller, ": ", name, " must have ", width,
-                    " entries in its last dimension, got shape ", X.sizes());
-  TORCH_CHECK_TYPE(X.scalar_type() == like.scalar_type(), caller, ": ", name, " must be ", like.scalar_type(), ", got ",
-                   X.scalar_type());
-  TORCH_CHECK_VALUE(X.device() == like.device(), caller, ": ", name, " must be on ", like.device(), ", got ",
-                    X.device());
-  return X.reshape({c10::multiply_integers(X.sizes().slice(0, X.dim() - 1)), width}).contiguous();
-}
-
-// The shape of X with another last dimension.
-at::DimVector shape_with(const at::Tensor& X, int64_t width) {
-  at::DimVector shape(X.sizes());
-  shape.back() = width;
-  return shape;
 }
 
 }  // namespace

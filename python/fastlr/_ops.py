@@ -1,9 +1,11 @@
 """The operators `torch.ops.fastlr.*`: loads them, and adds fake (meta) kernels and autograd."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from fastlr._loader import load_core
 
@@ -286,6 +288,53 @@ def _(Y: Tensor, X: Tensor, mask: Tensor, nonzeros: int) -> Tensor:
     return X.new_empty((nonzeros,))
 
 
+# Layers that are stored as factors. For their gradients see
+# cpp/bindings/low_rank_linear_autograd.cpp.
+
+
+@torch.library.register_fake("fastlr::low_rank_linear")
+def _(X: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    _require_one_device("low_rank_linear", X, A, B, *([] if bias is None else [bias]))
+    return X.new_empty((*X.shape[:-1], B.shape[0]))
+
+
+@torch.library.register_fake("fastlr::interpolative_linear")
+def _(
+    X: Tensor,
+    skeleton: Tensor,
+    coefficients: Tensor,
+    order: Tensor,
+    bias: Tensor | None,
+    of_rows: bool,
+) -> Tensor:
+    others = [order] if bias is None else [order, bias]
+    _require_one_device("interpolative_linear", X, skeleton, coefficients, *others)
+    outputs = order.shape[0] if of_rows else skeleton.shape[0]
+    return X.new_empty((*X.shape[:-1], outputs))
+
+
+@torch.library.register_fake("fastlr::low_rank_linear_backward")
+def _(gradient: Tensor, X: Tensor, A: Tensor, B: Tensor, wanted: list[bool]) -> list[Tensor]:
+    return _like_wanted((X, A, B), wanted)
+
+
+@torch.library.register_fake("fastlr::interpolative_linear_backward")
+def _(
+    gradient: Tensor,
+    X: Tensor,
+    skeleton: Tensor,
+    coefficients: Tensor,
+    order: Tensor,
+    of_rows: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    return _like_wanted((X, skeleton, coefficients), wanted)
+
+
+def _like_wanted(inputs: tuple[Tensor, Tensor, Tensor], wanted: list[bool]) -> list[Tensor]:
+    return [X.new_empty(X.shape) for X, want in zip(inputs, wanted, strict=True) if want]
+
+
 # X -> X Omega is linear: its adjoint multiplies by the same Omega, conjugated and transposed.
 
 
@@ -496,3 +545,58 @@ _not_differentiable("weighted_low_rank", "fastlr.linalg.weighted_low_rank")
 _not_differentiable("householder_vectors", "fastlr.linalg.householder_vectors")
 _not_differentiable("householder_backward", "the gradient of fastlr.linalg.householder_product")
 _not_differentiable("nonnegative_rows", "fastlr.linalg.nmf or semi_nmf")
+_not_differentiable("low_rank_linear_backward", "the gradient of fastlr.nn.LowRankLinear")
+_not_differentiable(
+    "interpolative_linear_backward", "the gradient of fastlr.nn.InterpolativeLinear"
+)
+
+
+# What torch.utils.flop_counter counts of these layers: two flops for each number of a factor that
+# is multiplied with a token. `first` is the factor that inputs are multiplied with.
+
+_Shape = tuple[int, ...]
+
+
+def _flops(X: _Shape, first: _Shape, last: _Shape) -> int:
+    return 2 * math.prod(X[:-1]) * (math.prod(first) + math.prod(last))
+
+
+def _backward_flops(
+    X: _Shape, first: _Shape, last: _Shape, of_X: bool, of_first: bool, of_last: bool
+) -> int:
+    products_with_first = of_last + of_first + of_X  # that of `last` multiplies the inputs again
+    products_with_last = of_last + (of_first or of_X)
+    numbers = products_with_first * math.prod(first) + products_with_last * math.prod(last)
+    return 2 * math.prod(X[:-1]) * numbers
+
+
+@register_flop_formula(torch.ops.fastlr.low_rank_linear)
+def _(X: _Shape, A: _Shape, B: _Shape, *_: Any, **__: Any) -> int:
+    return _flops(X, A, B)
+
+
+@register_flop_formula(torch.ops.fastlr.interpolative_linear)
+def _(X: _Shape, skeleton: _Shape, coefficients: _Shape, *_: Any, **__: Any) -> int:
+    return _flops(X, skeleton, coefficients)
+
+
+@register_flop_formula(torch.ops.fastlr.low_rank_linear_backward)
+def _(gradient: _Shape, X: _Shape, A: _Shape, B: _Shape, wanted: list[bool], **_: Any) -> int:
+    return _backward_flops(X, A, B, *wanted)
+
+
+@register_flop_formula(torch.ops.fastlr.interpolative_linear_backward)
+def _(
+    gradient: _Shape,
+    X: _Shape,
+    skeleton: _Shape,
+    coefficients: _Shape,
+    order: _Shape,
+    of_rows: bool,
+    wanted: list[bool],
+    **_: Any,
+) -> int:
+    of_X, of_skeleton, of_coefficients = wanted
+    if of_rows:
+        return _backward_flops(X, skeleton, coefficients, of_X, of_skeleton, of_coefficients)
+    return _backward_flops(X, coefficients, skeleton, of_X, of_coefficients, of_skeleton)

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlr.linalg as la
 
-# Its products are those of a layer, and lowered as a dense layer's are.
-LAYERS = {"sparse_linear"}
+# Their products are those of a layer, and lowered as a dense layer's are.
+LAYERS = {"sparse_linear", "low_rank_linear", "interpolative_linear"}
 # Its example makes so many products that watching them takes a minute: below, with fewer.
 LONG = "functional_decomposition"
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot", "vdot", "convolution"}

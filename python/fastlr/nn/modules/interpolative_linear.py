@@ -6,10 +6,10 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastlr.linalg as la
+from fastlr.linalg.factored_linear import interpolative_linear
 from fastlr.nn.modules.base import FactoredLinear, check_factors
 from fastlr.nn.modules.dense import high_precision
 
@@ -130,14 +130,14 @@ class InterpolativeLinear(FactoredLinear):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.side == "rows":
-            kept = F.linear(input, self.skeleton)
-            output = torch.cat((kept, F.linear(kept, self.coefficients)), -1)
-            output = output.index_select(-1, self.order)
-            return output if self.bias is None else output + self.bias
-        ordered = input.index_select(-1, self.order)
-        kept, others = ordered[..., : self.rank], ordered[..., self.rank :]
-        return F.linear(kept + F.linear(others, self.coefficients), self.skeleton, self.bias)
+        return interpolative_linear(
+            input,
+            self.skeleton,
+            self.coefficients,
+            self.order,
+            self.bias,
+            of_rows=self.side == "rows",
+        )
 
     def compose(self) -> Tensor:
         skeleton, coefficients = high_precision(self.skeleton), high_precision(self.coefficients)

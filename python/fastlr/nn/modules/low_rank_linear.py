@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastlr.linalg.factored_linear import low_rank_linear
 from fastlr.nn.modules.base import FactoredLinear, check_factors
 from fastlr.nn.modules.dense import high_precision
 
@@ -94,7 +94,7 @@ class LowRankLinear(FactoredLinear):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(F.linear(input, self.A), self.B, self.bias)
+        return low_rank_linear(input, self.A, self.B, self.bias)
 
     def compose(self) -> Tensor:
         return high_precision(self.B) @ high_precision(self.A)
