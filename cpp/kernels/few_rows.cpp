@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
 #include <algorithm>
 #include <cstring>
@@ -21,7 +20,7 @@ constexpr int64_t kTask = 1 << 15;
 // Rows of W that stay in the cache while they are multiplied with all vectors.
 constexpr int64_t kRows = 8;
 
-// Vectors of 16-bit words and of the bits that they are widened to.
+// Vectors of bfloat16 and of the bits that they are widened to.
 template <int64_t Bytes>
 struct Words;
 template <>
@@ -45,28 +44,10 @@ struct Wide {
   static FASTLR_INLINE void load(const float* entries, Floats& wide) { wide = Registers<float, Bytes>::at(entries); }
   static FASTLR_INLINE void load(const double* entries, Doubles& wide) { wide = Registers<double, Bytes>::at(entries); }
   static FASTLR_INLINE void load(const c10::BFloat16* entries, Floats& wide) {
-    Bits bits;
-    load_bits(entries, bits);
-    store(bits << 16, wide);
+    const Bits bits = __builtin_convertvector(*reinterpret_cast<const typename Words<Bytes>::Short*>(entries), Bits)
+                      << 16;
+    std::memcpy(&wide, &bits, Bytes);
   }
-
-  // The bits of a float16, moved to where those of a float32 are, stand for 2^-112 times its value, but for infinities
-  // and NaN, whose exponent is all ones in either type.
-  static FASTLR_INLINE void load(const c10::Half* entries, Floats& wide) {
-    Bits bits, whole;
-    load_bits(entries, bits);
-    store((bits & 0x7fff) << 13, wide);
-    wide *= 0x1p112f;
-    std::memcpy(&whole, &wide, Bytes);
-    whole |= (Bits((bits & 0x7c00) == 0x7c00) & 0x7f800000) | (bits & 0x8000) << 16;
-    store(whole, wide);
-  }
-
- private:
-  static FASTLR_INLINE void load_bits(const void* entries, Bits& bits) {
-    bits = __builtin_convertvector(*static_cast<const typename Words<Bytes>::Short*>(entries), Bits);
-  }
-  static FASTLR_INLINE void store(const Bits& bits, Floats& wide) { std::memcpy(&wide, &bits, Bytes); }
 };
 
 template <typename Register>
@@ -182,7 +163,6 @@ FASTLR_INLINE void add_all(const T* W, int64_t rows, int64_t columns, Strided<co
   }
 FASTLR_DEFINE_ADD(float, float)
 FASTLR_DEFINE_ADD(double, double)
-FASTLR_DEFINE_ADD(c10::Half, float)
 FASTLR_DEFINE_ADD(c10::BFloat16, float)
 
 template <typename T>
@@ -199,7 +179,6 @@ void add_products_with_few(const T* W, int64_t rows, int64_t columns, Strided<co
                                       Strided<at::opmath_type<T>>);
 FASTLR_INSTANTIATE(float)
 FASTLR_INSTANTIATE(double)
-FASTLR_INSTANTIATE(c10::Half)
 FASTLR_INSTANTIATE(c10::BFloat16)
 
 }  // namespace fastlr::kernels

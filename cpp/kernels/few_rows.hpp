@@ -15,7 +15,7 @@ struct Strided {
 };
 
 // out (count x rows) += X Wᵀ for W (rows x columns, contiguous) and `count` vectors X, with sums in the wider type. W
-// is read once.
+// is read once. float32, float64 and bfloat16.
 template <typename T>
 void add_products_with_few(const T* W, int64_t rows, int64_t columns, Strided<const at::opmath_type<T>> X,
                            int64_t count, Strided<at::opmath_type<T>> out);

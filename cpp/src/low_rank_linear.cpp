@@ -22,8 +22,10 @@ constexpr int64_t kLeastTokens = 256;
 // Products are a third slower where rows or columns do not begin at a multiple of 64 bytes, this many entries.
 constexpr int64_t kAligned = 32;
 
+// torch has the processor's own conversion for float16, and is faster.
 bool are_few(const at::Tensor& X) {
-  return X.is_cpu() && X.dim() > 0 && c10::multiply_integers(X.sizes().slice(0, X.dim() - 1)) <= kFewTokens;
+  return X.is_cpu() && X.dim() > 0 && X.scalar_type() != at::kHalf &&
+         c10::multiply_integers(X.sizes().slice(0, X.dim() - 1)) <= kFewTokens;
 }
 
 int64_t aligned(int64_t columns) { return (columns + kAligned - 1) / kAligned * kAligned; }
@@ -100,7 +102,7 @@ at::Tensor widened(const at::Tensor& tensor) { return tensor.to(at::toOpMathType
 
 // out += X Wᵀ for few rows of X, in the wider type that X and out have.
 void add_few(const at::Tensor& W, const at::Tensor& X, const at::Tensor& out) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, W.scalar_type(), "low_rank_linear", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND(at::kBFloat16, W.scalar_type(), "low_rank_linear", [&] {
     using Sum = at::opmath_type<scalar_t>;
     kernels::add_products_with_few<scalar_t>(W.const_data_ptr<scalar_t>(), W.size(0), W.size(1),
                                              {X.const_data_ptr<Sum>(), X.stride(0)}, X.size(0),

@@ -3,8 +3,8 @@
 Not public: :class:`fastlr.nn.LowRankLinear` and :class:`fastlr.nn.InterpolativeLinear` are.
 float16, bfloat16, float32 and float64. What lies between the factors is never kept for all tokens:
 the gradient computes it once more. For few tokens on a CPU the factors are read once, and all sums
-are in float32 at least. An exported program (`torch.export`) holds torch's own products, so that it
-runs without fastlr.
+are in float32 at least (but for float16, whose products are torch's own). An exported program
+(`torch.export`) holds torch's own products, so that it runs without fastlr.
 """
 
 import torch
