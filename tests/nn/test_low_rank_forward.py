@@ -137,15 +137,14 @@ def test_every_bfloat16_is_widened_as_it_is():
         assert torch.equal(got[0].nan_to_num(12), every.nan_to_num(12))
 
 
-def test_entries_that_are_not_numbers_stay_where_they_are():
+def test_infinity_stays_infinity():
+    """In the inputs and in the factors, wherever in a row: no product with a padding of zeros."""
     for columns in range(8, 25):
-        A = torch.eye(columns)
         for column in range(columns):
-            X = torch.ones(1, columns)
-            X[0, column] = torch.inf
-            A[0] = 1
-            got = low_rank_linear(X, A[:1], torch.ones(1, 1))
-            assert torch.isposinf(got).all()
+            one, other = torch.ones(1, columns), torch.ones(1, columns)
+            one[0, column] = torch.inf
+            for X, A in ((one, other), (other, one)):
+                assert torch.isposinf(low_rank_linear(X, A, torch.ones(1, 1))).all()
 
 
 @form
@@ -168,7 +167,8 @@ def test_gradients(form):
 def test_gradients_are_those_of_the_products(form, dtype):
     """Also where there are several tiles, whose gradients are summed in float32 at least."""
     layer = layer_of(form, 2100, 2100, 700 if form == "low rank" else 3, dtype=dtype)
-    tokens = 1600 if dtype == torch.float32 else 20
+    slow = form == "low rank" and dtype != torch.float32
+    tokens = 20 if slow else 1600
     X = tokens_of(layer, tokens).requires_grad_()
     Y = layer(X)
     G = torch.randn(Y.shape, generator=torch.Generator().manual_seed(5)).to(dtype)
