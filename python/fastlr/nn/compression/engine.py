@@ -137,7 +137,7 @@ def compress_llm(
     targets : str or list of str, optional
         Names, ends of names ("q_proj", "mlp.up_proj") or patterns ("model.layers.1?.*") of the
         layers to compress. Only ``nn.Linear`` and ``Conv1D`` layers inside the decoder blocks can
-        be; by default all of those.
+        be, and those of experts ("mlp.experts.3.gate_up"); by default all of those.
     ignore : str or list of str, default ("lm_head",)
         The same, of layers to leave alone.
     seed : int, default 0
@@ -166,7 +166,8 @@ def compress_llm(
     Warns
     -----
     UserWarning
-        If the ratio is not reached because the smallest layers of the method are larger; for a
+        If the ratio is not reached because the smallest layers of the method are larger; for
+        experts that are not kept as transformers does, and so stay dense; for a
         layer whose input never occurred (an expert that was never chosen): it is compressed by its
         weight alone, and its report says so.
 

@@ -76,11 +76,12 @@ class RoutedExperts(nn.Module):
         # In a tuple, as a module that is none of this one's: transformers would fill its weights.
         self._between = (_without_parameters(fused),)
 
+    # How many tokens an expert has is known only when it runs: nothing that could be compiled once.
+    @torch.compiler.disable
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         shape = hidden_states.shape
-        tokens = hidden_states.reshape(-1, shape[-1])
-        chosen = top_k_index.reshape(len(tokens), -1)
-        weights = top_k_weights.reshape(len(tokens), -1)
+        tokens = hidden_states.flatten(0, -2)
+        chosen, weights = top_k_index.flatten(0, -2), top_k_weights.flatten(0, -2)
         outputs = torch.zeros_like(tokens)
         for expert in chosen.unique().tolist():
             # A number that is no expert's stands for none.
