@@ -5,6 +5,7 @@ Importing it registers them, and imports transformers: only :func:`fastlr.nn.hf.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from fastlr.nn.modules import (
     SubsetLinear,
 )
 from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.experts import RoutedExperts
+from fastlr.nn.modules.replace import replace_modules
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
@@ -53,6 +56,8 @@ class FastlrConfig(QuantizationConfigMixin):
     ----------
     layers : dict
         Layer name → class name and the arguments that build an empty layer.
+    experts : list of str
+        The names of the experts whose layers are modules of their own.
     format_version : int
         Of this description.
     fastlr_version : str
@@ -67,6 +72,7 @@ class FastlrConfig(QuantizationConfigMixin):
     def __init__(
         self,
         layers: dict[str, dict[str, Any]] | None = None,
+        experts: list[str] | None = None,
         format_version: int = FORMAT_VERSION,
         fastlr_version: str = "",
         quant_method: str = QUANT_METHOD,
@@ -78,6 +84,7 @@ class FastlrConfig(QuantizationConfigMixin):
             )
         self.quant_method = quant_method  # type: ignore[assignment]
         self.layers = layers if layers is not None else {}
+        self.experts = experts if experts is not None else []
         self.format_version = format_version
         self.fastlr_version = fastlr_version
 
@@ -99,7 +106,8 @@ class FastlrConfig(QuantizationConfigMixin):
         for name, module in compressed.items():
             if isinstance(module, SharedBasisLinear) and module.basis is None:
                 layers[name][LENDER] = names[id(module.lender)]
-        return cls(layers, fastlr_version=fastlr.__version__)
+        experts = [n for n, module in model.named_modules() if isinstance(module, RoutedExperts)]
+        return cls(layers, experts, fastlr_version=fastlr.__version__)
 
     def build(self, name: str, dtype: torch.dtype | None) -> CompressedLinear:
         """An empty layer on the meta device, as `name` was."""
@@ -124,13 +132,14 @@ class FastlrQuantizer(HfQuantizer):
                 "a fastlr config describes a model that is compressed already; use "
                 "fastlr.nn.compress_llm to compress one"
             )
+        for name in map(partial(_name_in, model), self.quantization_config.experts):
+            replace_modules(model, {name: RoutedExperts(model.get_submodule(name))})
         built: dict[str, Any] = {}
         for name in self.quantization_config.layers:
             own_name = _name_in(model, name)
-            parent, _, child = own_name.rpartition(".")
             replaced = model.get_submodule(own_name)
             built[name] = self.quantization_config.build(name, replaced.weight.dtype)
-            setattr(model.get_submodule(parent), child, built[name])
+            replace_modules(model, {own_name: built[name]})
         for name, description in self.quantization_config.layers.items():
             if LENDER in description:
                 built[name].borrow(built[description[LENDER]])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastlr.nn import hf
 from fastlr.nn.compression.blocks import find_blocks
 from fastlr.nn.compression.calibration import Calibration, calibration_batches
+from fastlr.nn.compression.experts import Unfused, unfused_experts
 from fastlr.nn.compression.heal import HealReport, Student
 from fastlr.nn.compression.interrupt import interrupt_deferred
 from fastlr.nn.compression.report import CompressionReport, ModelSize
@@ -136,7 +137,7 @@ def compress_llm(
     targets : str or list of str, optional
         Names, ends of names ("q_proj", "mlp.up_proj") or patterns ("model.layers.1?.*") of the
         layers to compress. Only ``nn.Linear`` and ``Conv1D`` layers inside the decoder blocks can
-        be; by default all of those.
+        be, and those of experts ("mlp.experts.3.gate_up"); by default all of those.
     ignore : str or list of str, default ("lm_head",)
         The same, of layers to leave alone.
     seed : int, default 0
@@ -165,7 +166,8 @@ def compress_llm(
     Warns
     -----
     UserWarning
-        If the ratio is not reached because the smallest layers of the method are larger; for a
+        If the ratio is not reached because the smallest layers of the method are larger; for
+        experts that are not kept as transformers does, and so stay dense; for a
         layer whose input never occurred (an expert that was never chosen): it is compressed by its
         weight alone, and its report says so.
 
@@ -229,59 +231,73 @@ def compress_llm(
         model.dtype,
     )
     require_unquantized(model)
-    stack = find_blocks(model)
-    blocks = find_targets(model, stack, targets, ignore)
+    with unfused_experts(model) as experts:
+        stack = find_blocks(model)
+        blocks = find_targets(model, stack, targets, ignore)
 
-    student: Student | None = None
-    healed: HealReport | None = None
-    run = CompressionRun(settings)
-    try:
-        with Progress(progress) as bar, evaluation_mode(model):
-            if isinstance(calibration, Statistics):
-                run.from_statistics(model, stack, blocks, calibration, bar)
-            elif calibration is None and not settings.needs_calibration:
-                run.from_statistics(model, stack, blocks, None, bar)
-            else:
-                batches = calibration_batches(
-                    model,
-                    calibration,
-                    tokenizer=tokenizer,
-                    samples=samples,
-                    seq_len=seq_len,
-                    seed=seed,
-                    bar=bar,
-                )
-                run.seconds["calibration"] = time.perf_counter() - start
-                run.from_batches(model, stack, blocks, batches, bar)
-            if heal_steps:
-                student, healed = run.heal(model, heal_steps, seed=seed, bar=bar)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(UNCHANGED) from None
+        student: Student | None = None
+        healed: HealReport | None = None
+        run = CompressionRun(settings)
+        try:
+            with Progress(progress) as bar, evaluation_mode(model):
+                if isinstance(calibration, Statistics):
+                    run.from_statistics(model, stack, blocks, calibration, bar)
+                elif calibration is None and not settings.needs_calibration:
+                    run.from_statistics(model, stack, blocks, None, bar)
+                else:
+                    batches = calibration_batches(
+                        model,
+                        calibration,
+                        tokenizer=tokenizer,
+                        samples=samples,
+                        seq_len=seq_len,
+                        seed=seed,
+                        bar=bar,
+                    )
+                    run.seconds["calibration"] = time.perf_counter() - start
+                    run.from_batches(model, stack, blocks, batches, bar)
+                if heal_steps:
+                    student, healed = run.heal(model, heal_steps, seed=seed, bar=bar)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(UNCHANGED) from None
 
-    run.warn_of_excess()
-    before = ModelSize.of(model)
-    with interrupt_deferred(COMPLETED):
-        replace_modules(model, run.replacements)
-        if student is not None:
-            student.install(model)
-        hf.describe_compressed(model)
-        run.seconds["total"] = time.perf_counter() - start
-        report = CompressionReport(
-            settings.name,
-            settings.form,
-            settings.allocation if isinstance(settings.allocation, str) else "given",
-            settings.ratio,
-            run.reports,
-            before,
-            ModelSize.of(model),
-            run.tokens,
-            run.seconds,
-            run.predictions,
-            healed,
-        )
-        # Not a module or a tensor: typing knows no other attributes of a module.
-        model.__dict__["fastlr_report"] = report
+        run.warn_of_excess()
+        with interrupt_deferred(COMPLETED):
+            _install(model, run, experts, student, healed)
+            run.seconds["total"] = time.perf_counter() - start
     return model
+
+
+def _install(
+    model: PreTrainedModel,
+    run: CompressionRun,
+    experts: Unfused,
+    student: Student | None,
+    healed: HealReport | None,
+) -> None:
+    """Put the new layers into the model, and a description and a report of them beside."""
+    before = ModelSize.of(model)
+    replace_modules(model, run.replacements)
+    experts.settle()
+    if student is not None:
+        student.install(model)
+    hf.describe_compressed(model)
+    settings = run.settings
+    report = CompressionReport(
+        settings.name,
+        settings.form,
+        settings.allocation if isinstance(settings.allocation, str) else "given",
+        settings.ratio,
+        run.reports,
+        before,
+        ModelSize.of(model),
+        run.tokens,
+        run.seconds,
+        run.predictions,
+        healed,
+    )
+    # Not a module or a tensor: typing knows no other attributes of a module.
+    model.__dict__["fastlr_report"] = report
 
 
 def calibrate(
@@ -342,9 +358,9 @@ def calibrate(
     start = time.perf_counter()
     require_causal_lm(model)
     require_unquantized(model)
-    stack = find_blocks(model)
-    blocks = find_targets(model, stack, targets, ignore)
-    with Progress(progress) as bar, evaluation_mode(model):
+    with unfused_experts(model), Progress(progress) as bar, evaluation_mode(model):
+        stack = find_blocks(model)
+        blocks = find_targets(model, stack, targets, ignore)
         batches = calibration_batches(
             model,
             calibration,

@@ -3,6 +3,7 @@
 from fastlr.nn.modules.cp_conv import CPConv2d
 from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
+from fastlr.nn.modules.experts import RoutedExperts
 from fastlr.nn.modules.householder_projector import HouseholderProjector
 from fastlr.nn.modules.interpolative_linear import InterpolativeLinear
 from fastlr.nn.modules.kronecker_linear import KroneckerLinear
@@ -37,6 +38,7 @@ __all__ = [
     "LowRankPlusDiagonal",
     "MaestroLinear",
     "MonarchLinear",
+    "RoutedExperts",
     "SharedBasisLinear",
     "SparseLinear",
     "SubsetLinear",
