@@ -77,13 +77,13 @@ class RoutedExperts(nn.Module):
         self._between = (_without_parameters(fused),)
 
     # How many tokens an expert has is known only when it runs: nothing that could be compiled once.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         shape = hidden_states.shape
         tokens = hidden_states.flatten(0, -2)
         chosen, weights = top_k_index.flatten(0, -2), top_k_weights.flatten(0, -2)
         outputs = torch.zeros_like(tokens)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             # A number that is no expert's stands for none.
             if 0 <= expert < self.num_experts:
                 token, place = torch.where(chosen == expert)
