@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compression.solver import solve
-from fastlr.nn.modules.conv_geometry import DENSE
+from fastlr.nn.compression.windows import CONVOLUTIONS, has_small_windows, windows
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision, is_dense_linear
 
 _CHUNK = 4096
 # Directions without any energy are ranked by the weight, as if inputs had this much white noise.
 _NOISE = 2.0**-40
-
-CONVOLUTIONS = tuple(DENSE.values())
 
 
 @dataclass
@@ -79,11 +77,14 @@ class Features:
         Orthonormal columns, the most energy first.
     energies : Tensor of shape (k,)
         Sums of squares about the mean in each direction, those of all groups together.
+    windows : Moments or None
+        Of the inputs x of a convolution, where those are short.
     """
 
     mean: Tensor
     basis: Tensor
     energies: Tensor
+    windows: Moments | None = None
 
 
 @contextmanager
@@ -110,9 +111,10 @@ def hearing(
 
 
 class Collector:
-    """The moments of the outputs of layers, or of their inputs where those are fewer.
+    """The moments of the outputs of layers, or of their inputs.
 
-    Of embeddings it counts the tokens.
+    Of inputs where a linear layer has fewer of them, and where those of the windows of a
+    convolution take at most 64 MiB. Of embeddings it counts the tokens.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -142,21 +144,17 @@ class Collector:
             return None
         layer = self.layers[name]
         weight = weight_by_groups(layer)
-        covariance = moments.covariance
-        if _by_inputs(layer):
-            solution = solve(weight[0], covariance[0])
+        if is_dense_linear(layer) and _by_inputs(layer):
+            solution = solve(weight[0], moments.covariance[0])
             mean = (weight[0] @ moments.mean[0])[None]
             return Features(mean, solution.basis[None], solution.energies * solution.total)
-        noise = weight @ weight.mT
-        scale = covariance.diagonal(0, 1, 2).sum() / noise.diagonal(0, 1, 2).sum()
-        basis = torch.linalg.eigh(covariance + _NOISE * scale.nan_to_num(1, 1, 1) * noise)[1]
-        basis = basis.flip(-1)
-        energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
-        bias = dense_bias(layer)
-        mean = moments.mean
+        if _by_inputs(layer):
+            mean = (weight @ moments.mean[..., None])[..., 0]
+            return _components(mean, weight @ moments.covariance @ weight.mT, weight, moments)
+        mean, bias = moments.mean, dense_bias(layer)
         if bias is not None:
             mean = mean - high_precision(bias).reshape(mean.shape)
-        return Features(mean, basis, energies)
+        return _components(mean, moments.covariance, weight)
 
     def _hear(self, name: str, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
         layer = self.layers[name]
@@ -166,9 +164,9 @@ class Collector:
             counts = torch.bincount(given.flatten(), minlength=layer.num_embeddings)
             self.counts[name] = self.counts.get(name, 0) + counts
         elif not isinstance(layer, nn.Bilinear):
-            rows = _rows(layer, given if _by_inputs(layer) else output)
-            if len(rows):
-                self.moments.setdefault(name, Moments.about(rows)).add(rows)
+            for rows in _vectors(layer, given, output):
+                if len(rows):
+                    self.moments.setdefault(name, Moments.about(rows)).add(rows)
 
 
 class ErrorMeter:
@@ -221,12 +219,36 @@ def weight_by_groups(layer: nn.Module) -> Tensor:
     return high_precision(conv.weight).reshape(conv.groups, conv.out_channels // conv.groups, -1)
 
 
+def ranked_directions(covariance: Tensor, weight: Tensor) -> Tensor:
+    """Eigenvectors in groups, the most energy first; without energy they go by the weight."""
+    noise = weight @ weight.mT
+    scale = covariance.diagonal(0, 1, 2).sum() / noise.diagonal(0, 1, 2).sum()
+    ranked = covariance + _NOISE * scale.nan_to_num(1, 1, 1) * noise
+    vectors: Tensor = torch.linalg.eigh(ranked).eigenvectors
+    return vectors.flip(-1)
+
+
+def _components(
+    mean: Tensor, covariance: Tensor, weight: Tensor, windows: Moments | None = None
+) -> Features:
+    basis = ranked_directions(covariance, weight)
+    energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
+    return Features(mean, basis, energies, windows)
+
+
 def _by_inputs(layer: nn.Module) -> bool:
-    """Whether a linear layer has fewer inputs than outputs."""
+    """Whether a linear layer has fewer inputs than outputs, or a convolution small windows."""
     if not is_dense_linear(layer):
-        return False
+        return has_small_windows(layer)
     out_features, in_features = dense_weight(layer).shape
     return in_features < out_features
+
+
+def _vectors(layer: nn.Module, given: Tensor, output: Tensor) -> Iterable[Tensor]:
+    """What moments are collected of, in parts of n × groups × their length."""
+    if not _by_inputs(layer):
+        return [_rows(layer, output)]
+    return [_rows(layer, given)] if is_dense_linear(layer) else windows(layer, given)
 
 
 def _rows(layer: nn.Module, values: Tensor) -> Tensor:

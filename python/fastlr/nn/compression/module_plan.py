@@ -369,9 +369,11 @@ def compress(
     "features": principal components of each layer's outputs about their mean, at all places of a
     convolution [1]_: W' = U Uᵀ W and b' = b + (I − U Uᵀ) E[W x], the least E‖y − y'‖² of its rank
     on these inputs. Convolutions become the whole kernel to r channels and a 1×1 one
-    (``split="channel"``), linear layers interpolative or factored ones, embeddings tables of low
-    rank that weigh each token as often as it occurs (they have no bias). "weights": the least
-    ‖W − W'‖_F of its size over all splits of a kernel. Bilinear layers always go by their weight.
+    (``split="channel"``); or, where their windows are short, Tucker or spatial splits fitted to the
+    same outputs, whichever does best. Linear layers become interpolative or factored ones,
+    embeddings tables of low rank that weigh each token as often as it occurs (they have no bias).
+    "weights": the least ‖W − W'‖_F of its size over all splits of a kernel. Bilinear layers always
+    go by their weight.
 
     An embedding whose table is the weight of a linear layer stays tied to it. What is left alone,
     with a reason in the :func:`plan`: subclasses of these layers, layers with hooks or weights that
@@ -379,9 +381,12 @@ def compress(
     weight of another, as ``nn.MultiheadAttention`` does, is safe). The fast path of
     ``nn.TransformerEncoderLayer``, which reads weights, is switched off where its layers are new.
 
-    Cost: tokens·min(o, i)² multiply-adds in float64 for the moments of a linear layer, places·o²/g
-    for a convolution, and one eigenproblem or SVD each; the inputs pass twice, for the moments and
-    for the errors of the new layers. Memory: 8·min(o, i)² bytes a layer.
+    Cost: tokens·min(o, i)² multiply-adds in float64 for the moments of a linear layer, and one
+    eigenproblem or SVD; the inputs pass twice, for the moments and for the errors of the new
+    layers. Memory: 8·min(o, i)² bytes a layer. For a convolution with k entries in its kernel's
+    window that is places·(i·k)²/g and 8·(i·k)²/g bytes, a few times as much while it is looked at,
+    and up to 32 fits of o·(i·k)²/g, if these are at most 64 MiB and k > 1; otherwise the channel
+    split alone is offered, for places·o²/g and 8·o²/g bytes.
 
     References
     ----------
