@@ -4,65 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastlr.nn.compression.moments import Moments, ranked_directions
+from fastlr.nn.compression.partial_outputs import PartialOutputs, has_partial_outputs
 from fastlr.nn.compression.solver import solve
-from fastlr.nn.compression.windows import CONVOLUTIONS, has_small_windows, windows
+from fastlr.nn.compression.windows import CONVOLUTIONS, by_place, has_small_windows, windows
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision, is_dense_linear
 
+# Outputs are compared so many at a time.
 _CHUNK = 4096
-# Directions without any energy are ranked by the weight, as if inputs had this much white noise.
-_NOISE = 2.0**-40
-
-
-@dataclass
-class Moments:
-    """Sums over vectors x in groups, about their first mean, so that no variance cancels.
-
-    Attributes
-    ----------
-    shift : Tensor of shape (g, d)
-    count : int
-    total : Tensor of shape (g, d)
-        Σ (x − shift).
-    products : Tensor of shape (g, d, d)
-        Σ (x − shift)(x − shift)ᵀ.
-    """
-
-    shift: Tensor
-    count: int
-    total: Tensor
-    products: Tensor
-
-    @classmethod
-    def about(cls, rows: Tensor) -> Moments:
-        """Empty sums about the mean of n × g × d vectors."""
-        shift = rows.mean(0, dtype=torch.float64)
-        zeros = torch.zeros_like(shift)
-        return cls(shift, 0, zeros, zeros[..., None].repeat(1, 1, shift.shape[-1]))
-
-    def add(self, rows: Tensor) -> None:
-        """n·g·d² multiply-adds in float64."""
-        for start in range(0, len(rows), _CHUNK):
-            part = rows[start : start + _CHUNK]
-            centred = (high_precision(part) - self.shift).transpose(0, 1)
-            self.count += len(part)
-            self.total += centred.sum(1)
-            self.products += centred.mT @ centred
-
-    @property
-    def mean(self) -> Tensor:
-        return self.shift + self.total / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Its sum over the vectors, not divided by their number."""
-        outer = self.total[..., :, None] * self.total[..., None, :] / self.count
-        return self.products - outer
 
 
 @dataclass(frozen=True)
@@ -79,12 +34,15 @@ class Features:
         Sums of squares about the mean in each direction, those of all groups together.
     windows : Moments or None
         Of the inputs x of a convolution, where those are short.
+    partial : PartialOutputs or None
+        Of a convolution, where they are long.
     """
 
     mean: Tensor
     basis: Tensor
     energies: Tensor
     windows: Moments | None = None
+    partial: PartialOutputs | None = None
 
 
 @contextmanager
@@ -114,12 +72,14 @@ class Collector:
     """The moments of the outputs of layers, or of their inputs.
 
     Of inputs where a linear layer has fewer of them, and where those of the windows of a
-    convolution take at most 64 MiB. Of embeddings it counts the tokens.
+    convolution take at most 64 MiB; of other convolutions also those of partial outputs where these
+    take at most 64 MiB. Of embeddings it counts the tokens.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
         self.moments: dict[str, Moments] = {}
+        self.partial: dict[str, PartialOutputs] = {}
         self.counts: dict[str, Tensor] = {}
         self.called: set[str] = set()
 
@@ -128,8 +88,8 @@ class Collector:
         batches = 0
         with hearing(self.layers, self._hear):
             for _ in run():
-                for name, moments in self.moments.items():
-                    if not bool(torch.isfinite(moments.total).all()):
+                for name in self.moments:
+                    if not self._finite(name):
                         raise ValueError(
                             f"inputs: batch {batches} (counted from 0) makes features of layer "
                             f"{name!r} that are not finite; nothing was changed"
@@ -150,11 +110,13 @@ class Collector:
             return Features(mean, solution.basis[None], solution.energies * solution.total)
         if _by_inputs(layer):
             mean = (weight @ moments.mean[..., None])[..., 0]
-            return _components(mean, weight @ moments.covariance @ weight.mT, weight, moments)
+            found = _components(mean, weight @ moments.covariance @ weight.mT, weight)
+            return replace(found, windows=moments)
         mean, bias = moments.mean, dense_bias(layer)
         if bias is not None:
             mean = mean - high_precision(bias).reshape(mean.shape)
-        return _components(mean, moments.covariance, weight)
+        found = _components(mean, moments.covariance, weight)
+        return replace(found, partial=self.partial.get(name))
 
     def _hear(self, name: str, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
         layer = self.layers[name]
@@ -167,6 +129,14 @@ class Collector:
             for rows in _vectors(layer, given, output):
                 if len(rows):
                     self.moments.setdefault(name, Moments.about(rows)).add(rows)
+            # What is not finite is told after the batch.
+            if has_partial_outputs(layer) and output.numel() and self._finite(name):
+                if name not in self.partial:
+                    self.partial[name] = PartialOutputs(layer, given)
+                self.partial[name].add(given)
+
+    def _finite(self, name: str) -> bool:
+        return bool(torch.isfinite(self.moments[name].total).all())
 
 
 class ErrorMeter:
@@ -219,21 +189,10 @@ def weight_by_groups(layer: nn.Module) -> Tensor:
     return high_precision(conv.weight).reshape(conv.groups, conv.out_channels // conv.groups, -1)
 
 
-def ranked_directions(covariance: Tensor, weight: Tensor) -> Tensor:
-    """Eigenvectors in groups, the most energy first; without energy they go by the weight."""
-    noise = weight @ weight.mT
-    scale = covariance.diagonal(0, 1, 2).sum() / noise.diagonal(0, 1, 2).sum()
-    ranked = covariance + _NOISE * scale.nan_to_num(1, 1, 1) * noise
-    vectors: Tensor = torch.linalg.eigh(ranked).eigenvectors
-    return vectors.flip(-1)
-
-
-def _components(
-    mean: Tensor, covariance: Tensor, weight: Tensor, windows: Moments | None = None
-) -> Features:
+def _components(mean: Tensor, covariance: Tensor, weight: Tensor) -> Features:
     basis = ranked_directions(covariance, weight)
     energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
-    return Features(mean, basis, energies, windows)
+    return Features(mean, basis, energies)
 
 
 def _by_inputs(layer: nn.Module) -> bool:
@@ -255,6 +214,5 @@ def _rows(layer: nn.Module, values: Tensor) -> Tensor:
     """The vectors in a tensor of inputs or outputs, n × groups × their length."""
     values = values.detach()
     if isinstance(layer, CONVOLUTIONS):
-        values = values.movedim(-1 - len(layer.kernel_size), -1)
-        return values.reshape(-1, layer.groups, values.shape[-1] // layer.groups)
+        return by_place(layer, values)
     return values.reshape(-1, 1, values.shape[-1])

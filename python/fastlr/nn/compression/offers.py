@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn.compression.features import Features, Moments, weight_by_groups
+from fastlr.nn.compression.features import Features, weight_by_groups
 from fastlr.nn.compression.forms import form_named
 from fastlr.nn.compression.methods.afm import with_bias_added
+from fastlr.nn.compression.partial_outputs import PartialOutputs
 from fastlr.nn.compression.problem import Candidates, sums_beyond
 from fastlr.nn.compression.reduced_inputs import ReducedInputs
 from fastlr.nn.compression.solver import Solution, solve
@@ -137,7 +138,7 @@ def _linear_offer(layer: nn.Module, features: Features | None, form: str) -> Off
         module = stored.build(layer, truncation)
         if features is None:
             return module
-        return with_bias_added(module, _left_out(features, index + 1)[0])
+        return with_bias_added(module, _beyond(features.basis[..., : index + 1], features.mean)[0])
 
     return Offer(
         weight.numel(),
@@ -161,7 +162,7 @@ def _channel_offer(layer: nn.Module, features: Features) -> Offer:
     def make(index: int) -> nn.Module:
         rank = index + 1
         basis = features.basis[..., :rank]
-        correction = _left_out(features, rank).flatten()
+        correction = _beyond(basis, features.mean)
         return _conv_of(layer, (rank,), [basis.mT @ weight, basis], correction, "channel")
 
     return Offer(
@@ -177,79 +178,64 @@ def _channel_offer(layer: nn.Module, features: Features) -> Offer:
 
 
 def _seen_conv_offer(layer: Any, features: Features) -> Offer:
-    """All splits that are fitted to the features."""
-    channel = _channel_offer(layer, features)
-    if features.windows is None:
-        return channel
-    offers = [_tucker_offer(layer, features, features.windows)]
-    if len(layer.kernel_size) > 1:
-        offers.append(_spatial_offer(layer, features, features.windows))
-    return _joined([*offers, channel])
+    """All splits that are chosen by the features."""
+    offers = []
+    if features.windows is not None:
+        weight, sizes = weight_by_groups(layer), layer.kernel_size
+        reduced = ReducedInputs(weight, features.windows, math.prod(sizes))
+        offers.append(_tucker_offer(layer, features, reduced))
+        if len(sizes) > 1:
+            reduced = ReducedInputs(weight, features.windows, math.prod(sizes[1:]))
+            offers.append(_spatial_offer(layer, features, reduced))
+    if features.partial is not None:
+        offers.append(_tucker_offer(layer, features, features.partial))
+    return _joined([*offers, _channel_offer(layer, features)])
 
 
-def _tucker_offer(layer: Any, features: Features, windows: Moments) -> Offer:
-    """Fewer input channels, the kernel fitted to them, and the leading features of that."""
-    weight = weight_by_groups(layer)
-    reduced = ReducedInputs(weight, windows, math.prod(layer.kernel_size))
-    channels = torch.arange(1, weight.shape[1] + 1)
+def _tucker_offer(layer: Any, features: Features, reduced: ReducedInputs | PartialOutputs) -> Offer:
+    """Fewer input channels, a kernel on those, and the leading features of that."""
+    channels = torch.arange(1, features.mean.shape[1] + 1)
     ranks = torch.cartesian_prod(torch.tensor(reduced.widths), channels).flip(1)
     errors = torch.cat([reduced.fit(width).channels()[1] for width in reduced.widths])
 
-    def factors(rank: tuple[int, ...]) -> list[Tensor]:
-        out_rank, width = rank
+    def make(index: int) -> nn.Module:
+        rank, width = ranks[index].tolist()
         fit = reduced.fit(width)
-        basis = fit.channels()[0][..., :out_rank]
-        return [fit.inner, basis.mT @ fit.outer, basis]
+        basis = fit.channels()[0][..., :rank]
+        correction = _beyond(basis, features.mean) + _within(basis, fit.missing)
+        factors = [fit.inner, basis.mT @ fit.outer, basis]
+        return _conv_of(layer, (rank, width), factors, correction, "tucker")
 
-    return _fitted_offer(layer, features, windows, "tucker", ranks, errors, factors)
+    return _fitted_offer(layer, features, "tucker", ranks, errors, make)
 
 
-def _spatial_offer(layer: Any, features: Features, windows: Moments) -> Offer:
-    """One axis to fewer channels, and the rest of the kernel fitted to them."""
-    kept = math.prod(layer.kernel_size[1:])
-    reduced = ReducedInputs(weight_by_groups(layer), windows, kept)
+def _spatial_offer(layer: Any, features: Features, reduced: ReducedInputs) -> Offer:
+    """The first axis to fewer channels, and the rest of the kernel fitted to them."""
     (limit,) = _split_of(layer, "spatial").limits
     widths = [width for width in reduced.widths if width < limit] + [limit]
     errors = [reduced.fit(width).error for width in widths]
 
-    def factors(rank: tuple[int, ...]) -> list[Tensor]:
-        fit = reduced.fit(*rank)
-        return [fit.inner, fit.outer]
+    def make(index: int) -> nn.Module:
+        fit = reduced.fit(widths[index])
+        return _conv_of(layer, (widths[index],), [fit.inner, fit.outer], fit.missing, "spatial")
 
+    ranks = torch.tensor(widths)[:, None]
     return _fitted_offer(
-        layer,
-        features,
-        windows,
-        "spatial",
-        torch.tensor(widths)[:, None],
-        torch.tensor(errors, dtype=torch.float64),
-        factors,
+        layer, features, "spatial", ranks, torch.tensor(errors, dtype=torch.float64), make
     )
 
 
 def _fitted_offer(
-    layer: Any,
+    layer: nn.Module,
     features: Features,
-    windows: Moments,
     name: str,
     ranks: Tensor,
     errors: Tensor,
-    factors: Callable[[tuple[int, ...]], list[Tensor]],
+    make: Callable[[int], nn.Module],
 ) -> Offer:
-    """Splits whose bias takes up the mean of what their kernels leave out."""
-    split = _split_of(layer, name)
-    weight = weight_by_groups(layer)
-
-    def make(index: int) -> nn.Module:
-        rank = tuple(ranks[index].tolist())
-        found = [factor.flatten(0, 1) for factor in factors(rank)]
-        left_out = weight - split.compose(found).reshape(weight.shape)
-        correction = (left_out @ windows.mean[..., None]).flatten()
-        return _conv_of(layer, rank, found, correction, name)
-
     return Offer(
-        weight.numel(),
-        split.stored(ranks.unbind(1)) + _new_bias(layer, features),
+        weight_by_groups(layer).numel(),
+        _split_of(layer, name).stored(ranks.unbind(1)) + _new_bias(layer, features),
         errors,
         float(features.energies.sum()),
         ranks,
@@ -360,11 +346,10 @@ def _split_of(layer: nn.Module, name: str) -> RankedSplit:
 def _conv_of(
     layer: nn.Module, rank: tuple[int, ...], factors: list[Tensor], correction: Tensor, split: str
 ) -> nn.Module:
-    """The layer of these factors, with `correction` added to the bias of the dense one."""
+    """The layer of these factors, with a correction, g × o, added to the bias of the dense one."""
     bias = dense_bias(layer)
-    if bias is not None:
-        correction = correction + high_precision(bias)
-    built: nn.Module = _conv_class(layer).in_place_of(layer, rank, factors, correction, split=split)
+    added = correction.flatten() if bias is None else correction.flatten() + high_precision(bias)
+    built: nn.Module = _conv_class(layer).in_place_of(layer, rank, factors, added, split=split)
     return built
 
 
@@ -375,10 +360,14 @@ def _new_bias(layer: nn.Module, features: Features | None) -> int:
     return features.mean.numel()
 
 
-def _left_out(features: Features, rank: int) -> Tensor:
-    """What the other directions have of the mean, g × o."""
-    mean, basis = features.mean[..., None], features.basis[..., :rank]
-    return (mean - basis @ (basis.mT @ mean))[..., 0]
+def _within(basis: Tensor, vectors: Tensor) -> Tensor:
+    """What these directions have of vectors in groups, g × o."""
+    return (basis @ (basis.mT @ vectors[..., None]))[..., 0]
+
+
+def _beyond(basis: Tensor, vectors: Tensor) -> Tensor:
+    """What the other directions have of them."""
+    return vectors - _within(basis, vectors)
 
 
 def _centre(layer: nn.Module, features: Features | None) -> Tensor | None:

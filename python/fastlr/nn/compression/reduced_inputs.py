@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastlr.nn.compression.features import Moments, ranked_directions
+from fastlr.nn.compression.moments import Moments, ranked_directions
 from fastlr.nn.compression.problem import sums_beyond
 from fastlr.nn.compression.solver import solve
 
@@ -36,19 +36,14 @@ class ReducedInputs:
         shrunk = self._shrunk(covariance)
         self.kept = kept
         self.basis = torch.stack(
-            [_directions(W, part, kept) for W, part in zip(weight, shrunk, strict=True)]
+            [directions(W, *_traces(part, kept)) for W, part in zip(weight, shrunk, strict=True)]
         )
         self.weight = self._turned(weight)
         half = self._turned(covariance)
         self.covariance = self._turned(half.mT)
+        self.mean = self._turned(windows.mean[:, None]).mT
         self.outputs = self.weight @ self.covariance @ self.weight.mT
-
-    @property
-    def widths(self) -> list[int]:
-        """The r that are looked at."""
-        v = self.basis.shape[1]
-        spread = torch.logspace(0, 1, _WIDTHS, base=float(v), dtype=torch.float64)
-        return sorted({*spread.round().int().tolist(), v})
+        self.widths = log_spaced(self.basis.shape[1], _WIDTHS)
 
     def fit(self, width: int) -> Fit:
         """The best B for r = `width`.
@@ -68,6 +63,7 @@ class ReducedInputs:
             through + made_up,
             self.outputs,
             lost @ self.covariance @ lost.mT,
+            (lost @ self.mean)[..., 0],
             self.weight,
         )
 
@@ -97,6 +93,8 @@ class Fit:
         B.
     outputs, lost : Tensor of shape (g, o, o)
         The covariances of W x and of (W − W') x.
+    missing : Tensor of shape (g, o)
+        The mean of (W − W') x.
     weight : Tensor of shape (g, o, v·s)
     """
 
@@ -104,6 +102,7 @@ class Fit:
     outer: Tensor
     outputs: Tensor
     lost: Tensor
+    missing: Tensor
     weight: Tensor
 
     @property
@@ -122,20 +121,31 @@ class Fit:
         return basis, (self.error + sums_beyond(energies)[1:]).clamp(min=0)
 
 
-def _directions(weight: Tensor, covariance: Tensor, kept: int) -> Tensor:
+def directions(weight: Tensor, across: Tensor, within: Tensor) -> Tensor:
     """All v directions, orthonormal, those first through which most of the outputs is seen.
 
-    Of W x that is so if the covariance is a Kronecker product, v × v ⊗ s × s: then they are the
-    right singular vectors of one unfolding of W, weighted on both sides.
+    That is so of W x, W of shape o × v·s, if the covariance is a Kronecker product, of `across`
+    (v × v) and `within` (s × s): then they are the right singular vectors of one unfolding of W,
+    weighted on both sides.
     """
-    o, n = weight.shape
-    blocks = covariance.reshape(n // kept, kept, n // kept, kept)
-    across, within = torch.einsum("asbs->ab", blocks), torch.einsum("asat->st", blocks)
+    o, s = len(weight), len(within)
     values, vectors = torch.linalg.eigh(within)
-    weighted = weight.reshape(o, -1, kept) @ (vectors * values.clamp(min=0).sqrt())
+    weighted = weight.reshape(o, -1, s) @ (vectors * values.clamp(min=0).sqrt())
     rows = solve(weighted.transpose(1, 2).flatten(0, 1), across).projected
     found: Tensor = torch.linalg.qr(rows.mT, mode="complete").Q
     return found
+
+
+def log_spaced(most: int, number: int) -> list[int]:
+    """About so many integers from 1 to `most`, close to each other where they are small."""
+    spread = torch.logspace(0, 1, number, base=float(most), dtype=torch.float64)
+    return sorted({*spread.round().int().tolist(), most})
+
+
+def _traces(covariance: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The partial traces: what is left if it were a Kronecker product, up to factors."""
+    blocks = covariance.reshape(-1, kept, len(covariance) // kept, kept)
+    return torch.einsum("asbs->ab", blocks), torch.einsum("asat->st", blocks)
 
 
 def _shrinkage(covariance: Tensor, count: int) -> tuple[float, float]:
