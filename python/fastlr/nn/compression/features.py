@@ -4,67 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastlr.nn.compression.moments import Moments, ranked_directions
+from fastlr.nn.compression.partial_outputs import PartialOutputs, has_partial_outputs
 from fastlr.nn.compression.solver import solve
-from fastlr.nn.modules.conv_geometry import DENSE
+from fastlr.nn.compression.windows import CONVOLUTIONS, by_place, has_small_windows, windows
 from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision, is_dense_linear
 
+# Outputs are compared so many at a time.
 _CHUNK = 4096
-# Directions without any energy are ranked by the weight, as if inputs had this much white noise.
-_NOISE = 2.0**-40
-
-CONVOLUTIONS = tuple(DENSE.values())
-
-
-@dataclass
-class Moments:
-    """Sums over vectors x in groups, about their first mean, so that no variance cancels.
-
-    Attributes
-    ----------
-    shift : Tensor of shape (g, d)
-    count : int
-    total : Tensor of shape (g, d)
-        Σ (x − shift).
-    products : Tensor of shape (g, d, d)
-        Σ (x − shift)(x − shift)ᵀ.
-    """
-
-    shift: Tensor
-    count: int
-    total: Tensor
-    products: Tensor
-
-    @classmethod
-    def about(cls, rows: Tensor) -> Moments:
-        """Empty sums about the mean of n × g × d vectors."""
-        shift = rows.mean(0, dtype=torch.float64)
-        zeros = torch.zeros_like(shift)
-        return cls(shift, 0, zeros, zeros[..., None].repeat(1, 1, shift.shape[-1]))
-
-    def add(self, rows: Tensor) -> None:
-        """n·g·d² multiply-adds in float64."""
-        for start in range(0, len(rows), _CHUNK):
-            part = rows[start : start + _CHUNK]
-            centred = (high_precision(part) - self.shift).transpose(0, 1)
-            self.count += len(part)
-            self.total += centred.sum(1)
-            self.products += centred.mT @ centred
-
-    @property
-    def mean(self) -> Tensor:
-        return self.shift + self.total / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Its sum over the vectors, not divided by their number."""
-        outer = self.total[..., :, None] * self.total[..., None, :] / self.count
-        return self.products - outer
 
 
 @dataclass(frozen=True)
@@ -79,11 +32,17 @@ class Features:
         Orthonormal columns, the most energy first.
     energies : Tensor of shape (k,)
         Sums of squares about the mean in each direction, those of all groups together.
+    windows : Moments or None
+        Of the inputs x of a convolution, where those are short.
+    partial : PartialOutputs or None
+        Of a convolution, where they are long.
     """
 
     mean: Tensor
     basis: Tensor
     energies: Tensor
+    windows: Moments | None = None
+    partial: PartialOutputs | None = None
 
 
 @contextmanager
@@ -110,14 +69,17 @@ def hearing(
 
 
 class Collector:
-    """The moments of the outputs of layers, or of their inputs where those are fewer.
+    """The moments of the outputs of layers, or of their inputs.
 
-    Of embeddings it counts the tokens.
+    Of inputs where a linear layer has fewer of them, and where those of the windows of a
+    convolution take at most 64 MiB; of other convolutions also those of partial outputs where these
+    take at most 64 MiB. Of embeddings it counts the tokens.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
         self.moments: dict[str, Moments] = {}
+        self.partial: dict[str, PartialOutputs] = {}
         self.counts: dict[str, Tensor] = {}
         self.called: set[str] = set()
 
@@ -126,8 +88,8 @@ class Collector:
         batches = 0
         with hearing(self.layers, self._hear):
             for _ in run():
-                for name, moments in self.moments.items():
-                    if not bool(torch.isfinite(moments.total).all()):
+                for name in self.moments:
+                    if not self._finite(name):
                         raise ValueError(
                             f"inputs: batch {batches} (counted from 0) makes features of layer "
                             f"{name!r} that are not finite; nothing was changed"
@@ -142,21 +104,19 @@ class Collector:
             return None
         layer = self.layers[name]
         weight = weight_by_groups(layer)
-        covariance = moments.covariance
-        if _by_inputs(layer):
-            solution = solve(weight[0], covariance[0])
+        if is_dense_linear(layer) and _by_inputs(layer):
+            solution = solve(weight[0], moments.covariance[0])
             mean = (weight[0] @ moments.mean[0])[None]
             return Features(mean, solution.basis[None], solution.energies * solution.total)
-        noise = weight @ weight.mT
-        scale = covariance.diagonal(0, 1, 2).sum() / noise.diagonal(0, 1, 2).sum()
-        basis = torch.linalg.eigh(covariance + _NOISE * scale.nan_to_num(1, 1, 1) * noise)[1]
-        basis = basis.flip(-1)
-        energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
-        bias = dense_bias(layer)
-        mean = moments.mean
+        if _by_inputs(layer):
+            mean = (weight @ moments.mean[..., None])[..., 0]
+            found = _components(mean, weight @ moments.covariance @ weight.mT, weight)
+            return replace(found, windows=moments)
+        mean, bias = moments.mean, dense_bias(layer)
         if bias is not None:
             mean = mean - high_precision(bias).reshape(mean.shape)
-        return Features(mean, basis, energies)
+        found = _components(mean, moments.covariance, weight)
+        return replace(found, partial=self.partial.get(name))
 
     def _hear(self, name: str, args: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
         layer = self.layers[name]
@@ -166,9 +126,17 @@ class Collector:
             counts = torch.bincount(given.flatten(), minlength=layer.num_embeddings)
             self.counts[name] = self.counts.get(name, 0) + counts
         elif not isinstance(layer, nn.Bilinear):
-            rows = _rows(layer, given if _by_inputs(layer) else output)
-            if len(rows):
-                self.moments.setdefault(name, Moments.about(rows)).add(rows)
+            for rows in _vectors(layer, given, output):
+                if len(rows):
+                    self.moments.setdefault(name, Moments.about(rows)).add(rows)
+            # What is not finite is told after the batch.
+            if has_partial_outputs(layer) and output.numel() and self._finite(name):
+                if name not in self.partial:
+                    self.partial[name] = PartialOutputs(layer, given)
+                self.partial[name].add(given)
+
+    def _finite(self, name: str) -> bool:
+        return bool(torch.isfinite(self.moments[name].total).all())
 
 
 class ErrorMeter:
@@ -221,18 +189,30 @@ def weight_by_groups(layer: nn.Module) -> Tensor:
     return high_precision(conv.weight).reshape(conv.groups, conv.out_channels // conv.groups, -1)
 
 
+def _components(mean: Tensor, covariance: Tensor, weight: Tensor) -> Features:
+    basis = ranked_directions(covariance, weight)
+    energies = torch.einsum("gok,gop,gpk->k", basis, covariance, basis).clamp(min=0)
+    return Features(mean, basis, energies)
+
+
 def _by_inputs(layer: nn.Module) -> bool:
-    """Whether a linear layer has fewer inputs than outputs."""
+    """Whether a linear layer has fewer inputs than outputs, or a convolution small windows."""
     if not is_dense_linear(layer):
-        return False
+        return has_small_windows(layer)
     out_features, in_features = dense_weight(layer).shape
     return in_features < out_features
+
+
+def _vectors(layer: nn.Module, given: Tensor, output: Tensor) -> Iterable[Tensor]:
+    """What moments are collected of, in parts of n × groups × their length."""
+    if not _by_inputs(layer):
+        return [_rows(layer, output)]
+    return [_rows(layer, given)] if is_dense_linear(layer) else windows(layer, given)
 
 
 def _rows(layer: nn.Module, values: Tensor) -> Tensor:
     """The vectors in a tensor of inputs or outputs, n × groups × their length."""
     values = values.detach()
     if isinstance(layer, CONVOLUTIONS):
-        values = values.movedim(-1 - len(layer.kernel_size), -1)
-        return values.reshape(-1, layer.groups, values.shape[-1] // layer.groups)
+        return by_place(layer, values)
     return values.reshape(-1, 1, values.shape[-1])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn.compression.features import CONVOLUTIONS
 from fastlr.nn.compression.targets import matches, patterns_of
+from fastlr.nn.compression.windows import CONVOLUTIONS
 from fastlr.nn.modules.dense import FLOAT_DTYPES, is_conv1d
 
 # Subclasses may do something else.

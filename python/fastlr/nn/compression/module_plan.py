@@ -369,9 +369,11 @@ def compress(
     "features": principal components of each layer's outputs about their mean, at all places of a
     convolution [1]_: W' = U Uᵀ W and b' = b + (I − U Uᵀ) E[W x], the least E‖y − y'‖² of its rank
     on these inputs. Convolutions become the whole kernel to r channels and a 1×1 one
-    (``split="channel"``), linear layers interpolative or factored ones, embeddings tables of low
-    rank that weigh each token as often as it occurs (they have no bias). "weights": the least
-    ‖W − W'‖_F of its size over all splits of a kernel. Bilinear layers always go by their weight.
+    (``split="channel"``), or Tucker or spatial splits that are chosen by the same outputs,
+    whichever does best. Linear layers become interpolative or factored ones,
+    embeddings tables of low rank that weigh each token as often as it occurs (they have no bias).
+    "weights": the least ‖W − W'‖_F of its size over all splits of a kernel. Bilinear layers always
+    go by their weight.
 
     An embedding whose table is the weight of a linear layer stays tied to it. What is left alone,
     with a reason in the :func:`plan`: subclasses of these layers, layers with hooks or weights that
@@ -379,9 +381,14 @@ def compress(
     weight of another, as ``nn.MultiheadAttention`` does, is safe). The fast path of
     ``nn.TransformerEncoderLayer``, which reads weights, is switched off where its layers are new.
 
-    Cost: tokens·min(o, i)² multiply-adds in float64 for the moments of a linear layer, places·o²/g
-    for a convolution, and one eigenproblem or SVD each; the inputs pass twice, for the moments and
-    for the errors of the new layers. Memory: 8·min(o, i)² bytes a layer.
+    Cost: tokens·min(o, i)² multiply-adds in float64 for the moments of a linear layer, and one
+    eigenproblem or SVD; the inputs pass twice, for the moments and for the errors of the new
+    layers. Memory: 8·min(o, i)² bytes a layer. For a convolution with k > 1 entries in its kernel's
+    window it is places·(i·k)²/g and up to 64 fits of o·(i·k)²/g, and 8·(i·k)²/g bytes, three times
+    as much in the plan. Where 8·(i·k)²/g is more than 64 MiB it is once more the work
+    of the layer and places·16·o²/g, and 128·o²/g bytes, without a fit and spatial splits; where
+    these are more than 64 MiB, too, or k = 1, the channel split alone for places·o²/g and 8·o²/g
+    bytes.
 
     References
     ----------

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn.compression.features import CONVOLUTIONS, Features, weight_by_groups
+from fastlr.nn.compression.features import Features, weight_by_groups
 from fastlr.nn.compression.forms import form_named
 from fastlr.nn.compression.methods.afm import with_bias_added
+from fastlr.nn.compression.partial_outputs import PartialOutputs
 from fastlr.nn.compression.problem import Candidates, sums_beyond
+from fastlr.nn.compression.reduced_inputs import ReducedInputs
 from fastlr.nn.compression.solver import Solution, solve
+from fastlr.nn.compression.windows import CONVOLUTIONS
 from fastlr.nn.modules import (
     LowRankBilinear,
     LowRankConv1d,
@@ -22,7 +26,7 @@ from fastlr.nn.modules import (
     LowRankEmbedding,
 )
 from fastlr.nn.modules.conv_geometry import geometry_of
-from fastlr.nn.modules.conv_splits import SPLITS, RankedSplit, SpatialSplit
+from fastlr.nn.modules.conv_splits import SPLITS, RankedSplit
 from fastlr.nn.modules.dense import dense_bias, high_precision, is_dense_linear
 
 LOW_RANK_CONV: dict[int, type[LowRankConv1d] | type[LowRankConv2d] | type[LowRankConv3d]] = {
@@ -110,7 +114,7 @@ def offer_of(
         return _embedding_offer(layer, counts)
     if isinstance(layer, nn.Bilinear):
         return _bilinear_offer(layer)
-    return _conv_offer(layer) if features is None else _channel_offer(layer, features)
+    return _conv_offer(layer) if features is None else _seen_conv_offer(layer, features)
 
 
 def _linear_offer(layer: nn.Module, features: Features | None, form: str) -> Offer:
@@ -134,7 +138,7 @@ def _linear_offer(layer: nn.Module, features: Features | None, form: str) -> Off
         module = stored.build(layer, truncation)
         if features is None:
             return module
-        return with_bias_added(module, _left_out(features, index + 1)[0])
+        return with_bias_added(module, _beyond(features.basis[..., : index + 1], features.mean)[0])
 
     return Offer(
         weight.numel(),
@@ -158,15 +162,8 @@ def _channel_offer(layer: nn.Module, features: Features) -> Offer:
     def make(index: int) -> nn.Module:
         rank = index + 1
         basis = features.basis[..., :rank]
-        correction = _left_out(features, rank).flatten()
-        bias = dense_bias(layer)
-        if bias is not None:
-            correction = correction + high_precision(bias)
-        factors = [basis.mT @ weight, basis]
-        built: nn.Module = _conv_class(layer).in_place_of(
-            layer, (rank,), factors, correction, split="channel"
-        )
-        return built
+        correction = _beyond(basis, features.mean)
+        return _conv_of(layer, (rank,), [basis.mT @ weight, basis], correction, "channel")
 
     return Offer(
         weight.numel(),
@@ -180,33 +177,124 @@ def _channel_offer(layer: nn.Module, features: Features) -> Offer:
     )
 
 
-def _conv_offer(layer: Any) -> Offer:
-    """All ranks of all splits."""
-    kind = _conv_class(layer)
-    geometry = geometry_of(kind.__name__, layer)
-    kernel = weight_by_groups(layer).reshape(geometry.kernel_shape)
-    sizes, errors, ranks, forms = [], [], [], []
-    for name, split in SPLITS.items():
-        if split is SpatialSplit and len(geometry.kernel_size) < 2:
-            continue
-        ranked = split(kind.__name__, geometry)
-        assert isinstance(ranked, RankedSplit)
-        menu = ranked.menu(kernel)
-        sizes.append(menu.sizes)
-        errors.append(menu.losses)
-        ranks.append(nn.functional.pad(menu.ranks, (0, 2 - menu.ranks.shape[1])))
-        forms += [name] * len(menu.sizes)
-    every = torch.cat(ranks)
+def _seen_conv_offer(layer: Any, features: Features) -> Offer:
+    """All splits that are chosen by the features."""
+    offers = []
+    if features.windows is not None:
+        weight, sizes = weight_by_groups(layer), layer.kernel_size
+        reduced = ReducedInputs(weight, features.windows, math.prod(sizes))
+        offers.append(_tucker_offer(layer, features, reduced))
+        if len(sizes) > 1:
+            reduced = ReducedInputs(weight, features.windows, math.prod(sizes[1:]))
+            offers.append(_spatial_offer(layer, features, reduced))
+    if features.partial is not None:
+        offers.append(_tucker_offer(layer, features, features.partial))
+    return _joined([*offers, _channel_offer(layer, features)])
+
+
+def _tucker_offer(layer: Any, features: Features, reduced: ReducedInputs | PartialOutputs) -> Offer:
+    """Fewer input channels, a kernel on those, and the leading features of that."""
+    channels = torch.arange(1, features.mean.shape[1] + 1)
+    ranks = torch.cartesian_prod(torch.tensor(reduced.widths), channels).flip(1)
+    errors = torch.cat([reduced.fit(width).channels()[1] for width in reduced.widths])
 
     def make(index: int) -> nn.Module:
-        rank = tuple(n for n in every[index].tolist() if n)
+        rank, width = ranks[index].tolist()
+        fit = reduced.fit(width)
+        basis = fit.channels()[0][..., :rank]
+        correction = _beyond(basis, features.mean) + _within(basis, fit.missing)
+        factors = [fit.inner, basis.mT @ fit.outer, basis]
+        return _conv_of(layer, (rank, width), factors, correction, "tucker")
+
+    return _fitted_offer(layer, features, "tucker", ranks, errors, make)
+
+
+def _spatial_offer(layer: Any, features: Features, reduced: ReducedInputs) -> Offer:
+    """The first axis to fewer channels, and the rest of the kernel fitted to them."""
+    (limit,) = _split_of(layer, "spatial").limits
+    widths = [width for width in reduced.widths if width < limit] + [limit]
+    errors = [reduced.fit(width).error for width in widths]
+
+    def make(index: int) -> nn.Module:
+        fit = reduced.fit(widths[index])
+        return _conv_of(layer, (widths[index],), [fit.inner, fit.outer], fit.missing, "spatial")
+
+    ranks = torch.tensor(widths)[:, None]
+    return _fitted_offer(
+        layer, features, "spatial", ranks, torch.tensor(errors, dtype=torch.float64), make
+    )
+
+
+def _fitted_offer(
+    layer: nn.Module,
+    features: Features,
+    name: str,
+    ranks: Tensor,
+    errors: Tensor,
+    make: Callable[[int], nn.Module],
+) -> Offer:
+    return Offer(
+        weight_by_groups(layer).numel(),
+        _split_of(layer, name).stored(ranks.unbind(1)) + _new_bias(layer, features),
+        errors,
+        float(features.energies.sum()),
+        ranks,
+        [name] * len(ranks),
+        make,
+        _centre(layer, features),
+    )
+
+
+def _joined(offers: Sequence[Offer]) -> Offer:
+    """All that several offers of one layer have."""
+    numbers = max(offer.ranks.shape[1] for offer in offers)
+    places = [(offer, index) for offer in offers for index in range(len(offer.sizes))]
+
+    def make(index: int) -> nn.Module:
+        offer, own = places[index]
+        return offer.make(own)
+
+    return replace(
+        offers[0],
+        sizes=torch.cat([offer.sizes for offer in offers]),
+        errors=torch.cat([offer.errors for offer in offers]),
+        ranks=torch.cat(
+            [
+                nn.functional.pad(offer.ranks, (0, numbers - offer.ranks.shape[1]))
+                for offer in offers
+            ]
+        ),
+        forms=[form for offer in offers for form in offer.forms],
+        make=make,
+    )
+
+
+def _conv_offer(layer: Any) -> Offer:
+    """All ranks of all splits."""
+    names = [name for name in SPLITS if name != "spatial" or len(layer.kernel_size) > 1]
+    return _joined([_split_offer(layer, name) for name in names])
+
+
+def _split_offer(layer: Any, name: str) -> Offer:
+    """All ranks of one split of the kernel as it is."""
+    split, kernel = _split_of(layer, name), high_precision(layer.weight)
+    menu = split.menu(kernel.reshape(split.geometry.kernel_shape))
+    total = float(kernel.square().sum())
+
+    def make(index: int) -> nn.Module:
+        rank = tuple(menu.ranks[index].tolist())
         given = rank if len(rank) > 1 else rank[0]
-        built: nn.Module = kind.from_dense(layer, given, split=forms[index])
+        built: nn.Module = _conv_class(layer).from_dense(layer, given, split=name)
         return built
 
-    total = float(kernel.square().sum())
     return Offer(
-        kernel.numel(), torch.cat(sizes), torch.cat(errors) * total, total, every, forms, make
+        kernel.numel(),
+        menu.sizes,
+        menu.losses * total,
+        total,
+        menu.ranks,
+        [name] * len(menu.sizes),
+        make,
     )
 
 
@@ -248,6 +336,23 @@ def _conv_class(layer: nn.Module) -> Any:
     return LOW_RANK_CONV[len(layer.kernel_size)]
 
 
+def _split_of(layer: nn.Module, name: str) -> RankedSplit:
+    owner = _conv_class(layer).__name__
+    split = SPLITS[name](owner, geometry_of(owner, layer))
+    assert isinstance(split, RankedSplit)
+    return split
+
+
+def _conv_of(
+    layer: nn.Module, rank: tuple[int, ...], factors: list[Tensor], correction: Tensor, split: str
+) -> nn.Module:
+    """The layer of these factors, with a correction, g × o, added to the bias of the dense one."""
+    bias = dense_bias(layer)
+    added = correction.flatten() if bias is None else correction.flatten() + high_precision(bias)
+    built: nn.Module = _conv_class(layer).in_place_of(layer, rank, factors, added, split=split)
+    return built
+
+
 def _new_bias(layer: nn.Module, features: Features | None) -> int:
     """The numbers of a bias that the dense layer does not have, which takes up the mean."""
     if features is None or dense_bias(layer) is not None:
@@ -255,10 +360,14 @@ def _new_bias(layer: nn.Module, features: Features | None) -> int:
     return features.mean.numel()
 
 
-def _left_out(features: Features, rank: int) -> Tensor:
-    """What the other directions have of the mean, g × o."""
-    mean, basis = features.mean[..., None], features.basis[..., :rank]
-    return (mean - basis @ (basis.mT @ mean))[..., 0]
+def _within(basis: Tensor, vectors: Tensor) -> Tensor:
+    """What these directions have of vectors in groups, g × o."""
+    return (basis @ (basis.mT @ vectors[..., None]))[..., 0]
+
+
+def _beyond(basis: Tensor, vectors: Tensor) -> Tensor:
+    """What the other directions have of them."""
+    return vectors - _within(basis, vectors)
 
 
 def _centre(layer: nn.Module, features: Features | None) -> Tensor | None:
