@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fastlr.nn import InterpolativeLinear, RoutedExperts, compress_llm, load
+from fastlr.nn import InterpolativeLinear, RoutedExperts, compress_llm, export_dense, load
 
 SIZES = {
     "vocab_size": 96,
@@ -156,6 +156,33 @@ def test_a_fresh_process_loads_them(tmp_path):
     subprocess.run([sys.executable, "-c", _FRESH, *map(str, expected)], check=True)
     for directory, found in expected.items():
         assert torch.equal(torch.load(directory / "logits.pt"), found)
+
+
+@every
+def test_exported_as_a_plain_model(architecture, tmp_path):
+    model, tokens = model_of(architecture), text(2, 16)
+    compress_llm(model, 0.3, method="svd", progress=False)
+    compressed = logits(model, tokens)
+    plain = export_dense(model)
+    assert {type(m) for m in plain.modules()} == {type(m) for m in model_of(architecture).modules()}
+    # Weights that are composed and rounded: some twenty products of at most 64 terms.
+    scale = float(compressed.abs().max())
+    assert (logits(plain, tokens) - compressed).abs().max() <= 2000 * 2.0**-24 * scale
+    plain.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values())
+    assert torch.equal(logits(loaded, tokens), logits(plain, tokens))
+
+
+def test_what_cannot_be_exported():
+    model = model_of("llama")
+    compress_llm(model, 0.3, method="afm", calibration=text(8, 16), progress=False)
+    with pytest.raises(ValueError, match=r"layer 'model.layers.0.\S+' has a bias, for which"):
+        export_dense(model)
+    assert linears(model, InterpolativeLinear)  # nothing was changed
+    with pytest.raises(TypeError, match="model must be a PreTrainedModel"):
+        export_dense(torch.nn.Linear(2, 2))
 
 
 # ---- experts ----

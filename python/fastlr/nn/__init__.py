@@ -3,6 +3,7 @@
 from fastlr.nn import parametrize as parametrize
 from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan
 from fastlr.nn.evaluate import perplexity
+from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
     CPConv2d,
@@ -53,6 +54,7 @@ __all__ = [
     "SubsetLinear",
     "compress",
     "compress_llm",
+    "export_dense",
     "load",
     "perplexity",
     "plan",

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastlr.nn.modules.base import CompressedLinear
+
 _FIRST = ("gate_up_proj", "up_proj")
 _LAST = "down_proj"
 
@@ -90,6 +92,31 @@ class RoutedExperts(nn.Module):
                 output = self.run_expert(expert, tokens[token]) * weights[token, place, None]
                 outputs.index_add_(0, token, output.to(outputs.dtype))
         return outputs.reshape(shape)
+
+    def fused_as(self, empty: nn.Module) -> nn.Module:
+        """All weights in 3-D parameters again, in a module such as this one was made from.
+
+        `empty` is filled; where its memory was on the meta device, on that of these layers.
+        """
+        like = next(self.parameters())
+        fused = empty.to_empty(device=like.device).to(like.dtype)
+        flags = cast(Any, fused)
+        names = {("gate_up" if self.has_gate else "up"): _FIRST[not self.has_gate], "down": _LAST}
+        with torch.no_grad():
+            for expert in range(self.num_experts):
+                for own, name in names.items():
+                    layer = self.get_submodule(f"{expert}.{own}")
+                    dense = layer.to_dense() if isinstance(layer, CompressedLinear) else layer
+                    weight = cast(Tensor, dense.weight)
+                    getattr(fused, name)[expert] = weight.T if flags.is_transposed else weight
+                    if flags.has_bias:
+                        getattr(fused, f"{name}_bias")[expert] = dense.bias
+                    elif dense.bias is not None:
+                        raise ValueError(
+                            f"RoutedExperts: layer {own!r} of expert {expert} has a bias, for "
+                            "which fused experts have no place"
+                        )
+        return fused.requires_grad_(like.requires_grad)
 
     def run_expert(self, expert: int, tokens: Tensor) -> Tensor:
         """What one expert makes of some tokens, n × d."""
