@@ -81,6 +81,10 @@ class RoutedExperts(nn.Module):
     # How many tokens an expert has is known only when it runs: nothing that could be compiled once.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The sum of what each token's experts make of it, by their weights.
+
+        `hidden_states` are … × d, `top_k_index` and `top_k_weights` … × k.
+        """
         shape = hidden_states.shape
         tokens = hidden_states.flatten(0, -2)
         chosen, weights = top_k_index.flatten(0, -2), top_k_weights.flatten(0, -2)
