@@ -2,6 +2,7 @@
 
 from fastlr.nn import parametrize as parametrize
 from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan
+from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
@@ -45,13 +46,16 @@ __all__ = [
     "LowRankLinear",
     "LowRankPlusDiagonal",
     "MaestroLinear",
+    "MatrixSpectrum",
     "MonarchLinear",
     "SharedBasisLinear",
     "SparseLinear",
+    "SpectraReport",
     "SubsetLinear",
     "compress",
     "compress_llm",
     "load",
     "perplexity",
     "plan",
+    "spectra",
 ]
