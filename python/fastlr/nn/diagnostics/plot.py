@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastlr.nn.diagnostics.report import SpectraReport
 
 _COLUMNS = 4
-_FLOOR = 1e-4
+_FLOOR = 1e-3
 
 
 def draw(report: SpectraReport) -> Any:
@@ -40,14 +40,18 @@ def draw(report: SpectraReport) -> Any:
         axis.set_title(kind, fontsize=9)
         axis.set_yscale("log")
         axis.set_xlim(0, 1)
+        # So few that those of neighbours do not touch.
+        axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axis.tick_params(labelsize=8)
         axis.set_ylim(_FLOOR, 1.2)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
+    figure.suptitle(f"Spectra of {report.model}", fontsize=11)
     figure.supxlabel("index of the singular value / number of them", fontsize=9)
     figure.supylabel("singular value / largest", fontsize=9)
     if len(set(depths)) > 1:
-        figure.colorbar(scale, ax=axes, label="depth (block)")
+        figure.colorbar(scale, ax=axes, label="block").ax.tick_params(labelsize=8)
     return figure
 
 
