@@ -14,7 +14,9 @@ def singular_values(matrix: Tensor) -> Tensor:
     By a bidiagonalization, not by a Gram matrix: each value is within a small multiple of u‖A‖ of
     the exact one, where the eigenvalues of AᵀA lose all that is below √u‖A‖.
     """
-    values: Tensor = torch.linalg.svdvals(matrix)
+    # LAPACK takes twice as long for a wide matrix.
+    tall = matrix if len(matrix) >= matrix.shape[1] else matrix.mT
+    values: Tensor = torch.linalg.svdvals(tall)
     return values.cpu()
 
 

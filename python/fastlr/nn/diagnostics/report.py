@@ -17,6 +17,7 @@ from fastlr.nn.diagnostics.tables import (
     MATRIX_COLUMNS,
     aligned,
     block_rows,
+    hidden_states_line,
     kind_rows,
     matrix_row,
 )
@@ -163,7 +164,10 @@ class SpectraReport:
 
     def summary(self) -> str:
         """A table with a row for each type of layer, of means over its matrices."""
-        return "\n".join(aligned([KIND_COLUMNS, *kind_rows(self)]))
+        lines = aligned([KIND_COLUMNS, *kind_rows(self)])
+        if self.nuclear_norms:
+            lines += ["", hidden_states_line(self)]
+        return "\n".join(lines)
 
     def to_dict(self, *, spectra: bool = False) -> dict[str, Any]:
         """Plain Python values, for JSON; with `spectra` the singular values too."""

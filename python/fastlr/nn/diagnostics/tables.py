@@ -34,6 +34,16 @@ def block_rows(report: SpectraReport) -> list[list[str]]:
     return [[name, number(norm, 4)] for name, norm in report.nuclear_norms.items()]
 
 
+def hidden_states_line(report: SpectraReport) -> str:
+    """The range of the blocks' nuclear-norms."""
+    norms = list(report.nuclear_norms.values())
+    low, high = number(min(norms), 3), number(max(norms), 3)
+    return (
+        f"hidden states of {len(norms)} blocks on {report.tokens:,} tokens: "
+        f"nuclear-norm {low} to {high}"
+    )
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with the columns below each other: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
