@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 from torch import Tensor, nn
 
@@ -14,12 +15,15 @@ from fastlr.nn.modules.base import CompressedLinear, composed_weight
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision, is_dense_linear
 from fastlr.nn.modules.factored_conv import FactoredConv
 from fastlr.nn.modules.lipschitz_linear import LipschitzLinear
+from fastlr.nn.modules.lipschitz_residual import LipschitzResidual
 from fastlr.nn.modules.low_rank_bilinear import LowRankBilinear
 from fastlr.nn.modules.low_rank_embedding import LowRankEmbedding
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLES = (*CONVOLUTIONS, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, LipschitzLinear)
 _COMPOSED = (FactoredConv, LowRankBilinear, LowRankEmbedding)
+# The tensors that a matrix is stored in, and which of their matrices it is.
+_Key: TypeAlias = tuple[frozenset[int], str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def weight_matrices(
     TypeError
         If a weight is not of a float dtype (a quantized layer).
     """
-    found: dict[frozenset[int], WeightMatrix] = {}
+    found: dict[_Key, WeightMatrix] = {}
     for key, matrix in _walk("", module):
         first = found.get(key)
         tied = first and replace(first, others=(*first.others, matrix.name))
@@ -78,15 +82,17 @@ def _named(matrix: WeightMatrix, patterns: Sequence[str]) -> bool:
     return any(matches(name, patterns) for name in (matrix.name, *matrix.others))
 
 
-def _walk(prefix: str, module: nn.Module) -> Iterator[tuple[frozenset[int], WeightMatrix]]:
-    """Every layer's matrix, with the identity of the tensors that it is stored in."""
-    read = _reader(module)
-    if read is not None:
+def _walk(prefix: str, module: nn.Module) -> Iterator[tuple[_Key, WeightMatrix]]:
+    """Every matrix, with what it is stored in."""
+    readers = _readers(module)
+    if readers:
         stored = {name: tensor for name, tensor in module.named_parameters() if name != "bias"}
         for name, tensor in stored.items():
             _require_floats(_joined(prefix, name), tensor)
-        key = frozenset(map(id, stored.values())) or frozenset([id(module)])
-        yield key, WeightMatrix(prefix or "weight", (), type(module).__name__, read)
+        tensors = frozenset(map(id, stored.values()))
+        for part, read in readers.items():
+            name = _joined(prefix, part) or "weight"
+            yield (tensors, part), WeightMatrix(name, (), type(module).__name__, read)
         return
     for name, tensor in module.named_parameters(recurse=False):
         if tensor.ndim >= 2:
@@ -95,17 +101,22 @@ def _walk(prefix: str, module: nn.Module) -> Iterator[tuple[frozenset[int], Weig
         yield from _walk(_joined(prefix, name), child)
 
 
-def _reader(module: nn.Module) -> Callable[[], Tensor] | None:
-    """How to read the matrix of a layer that has just one; None for other modules."""
+def _readers(module: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """How to read the matrices of a layer that is known, by name; "" where it has just one."""
     if isinstance(module, CompressedLinear) or is_dense_linear(module):
-        return partial(composed_weight, module)
+        return {"": partial(composed_weight, module)}
     if isinstance(module, _COMPOSED):
-        return lambda: module.compose().flatten(1)
+        return {"": lambda: module.compose().flatten(1)}
     if isinstance(module, _TRANSPOSED):
-        return partial(_transposed, module)
+        return {"": partial(_transposed, module)}
     if isinstance(module, _TABLES):
-        return lambda: high_precision(module.weight).flatten(1)
-    return None
+        return {"": lambda: high_precision(module.weight).flatten(1)}
+    if isinstance(module, LipschitzResidual):
+        return {
+            "G": lambda: high_precision(module.branch()[0]),
+            "W": lambda: high_precision(module.branch()[1]),
+        }
+    return {}
 
 
 def _transposed(
@@ -117,13 +128,13 @@ def _transposed(
     return groups.flatten(0, 1).flatten(1)
 
 
-def _stack(name: str, tensor: Tensor, layer: str) -> Iterator[tuple[frozenset[int], WeightMatrix]]:
+def _stack(name: str, tensor: Tensor, layer: str) -> Iterator[tuple[_Key, WeightMatrix]]:
     """A parameter of a layer that is not known: its last two dimensions are a matrix."""
     _require_floats(name, tensor)
     slices = tensor.detach().flatten(0, -3) if tensor.ndim > 2 else tensor.detach()[None]
     for index, matrix in enumerate(slices):
         label = f"{name}[{index}]" if len(slices) > 1 else name
-        key = frozenset([id(tensor), index])
+        key = frozenset([id(tensor)]), str(index)
         yield key, WeightMatrix(label, (), layer, partial(high_precision, matrix))
 
 
@@ -138,4 +149,4 @@ def _require_floats(name: str, tensor: Tensor) -> None:
 
 
 def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+    return f"{prefix}.{name}" if prefix and name else prefix or name
