@@ -124,6 +124,7 @@ def test_interrupted_inspect_leaves_nothing(fastlr, tiny_model, tmp_path, monkey
         (["{model}", "--layers", "z_proj"], "no layer matches 'z_proj'"),
         (["{model}", "--out", "{text}"], "is a file"),
         (["{model}", "--out", "{tmp}/directory.html"], "is a directory"),
+        (["{model}", "--plot", "{tmp}/directory.png"], "is a directory"),
         (["{model}", "--plot", "{tmp}/plot.exe"], "--plot must end in .png, .pdf, .svg"),
         (["{model}", "--text", "{tmp}/absent"], "No such file"),
         (["{model}", "--text", "{text}", "--seq-len", "1000000"], "fewer than one window"),
@@ -134,7 +135,8 @@ def test_interrupted_inspect_leaves_nothing(fastlr, tiny_model, tmp_path, monkey
     ],
 )
 def test_bad_input_is_one_sentence(fastlr, tiny_model, text_file, tmp_path, words, says):
-    (tmp_path / "directory.html").mkdir()
+    for suffix in ("html", "png"):
+        (tmp_path / f"directory.{suffix}").mkdir()
     nan = tmp_path / "nan"
     if "{nan}" in words:
         _with_tensors(tiny_model, nan, lambda tensor: tensor * math.nan)

@@ -4,6 +4,8 @@ import copy
 import importlib.util
 import json
 import math
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -331,9 +333,9 @@ def test_layers_are_chosen_by_name(make_model):
 
 
 def test_kinds_and_depths():
-    names = ["a.0.q", "a.1.q", "b.0.q", "head", "5"]
-    assert kinds(names) == ["a.q", "a.q", "b.q", "head", "layers"]
-    assert [depth(name) for name in names] == [0, 1, 0, None, 5]
+    names = ["a.0.q", "a.1.q", "b.0.q", "head", "5", "a.7.experts.3.up"]
+    assert kinds(names) == ["a.q", "a.q", "b.q", "head", "layers", "up"]
+    assert [depth(name) for name in names] == [0, 1, 0, None, 5, 7]
 
 
 # What is refused, and what is left alone
@@ -374,6 +376,15 @@ def test_bfloat16_weights_are_exact():
     found, exact = one(layer), one(linear(layer.weight.detach().double()))
     assert torch.equal(found.singular_values, exact.singular_values)
     assert found.alpha_farms == exact.alpha_farms
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Embedding(30, 20), nn.Conv1d(4, 30, 5), nn.Bilinear(4, 5, 30), nn.Linear(20, 30)]
+)
+def test_float64_weights_are_not_rounded(layer):
+    weight = random(30, 20)
+    layer.double().weight.data = weight.reshape(layer.weight.shape)
+    assert torch.equal(one(layer).singular_values, decay.singular_values(weight))
 
 
 def test_nothing_is_changed():
@@ -489,14 +500,14 @@ def test_the_report_as_a_table_and_as_numbers(report):
 
 
 def test_the_page_is_well_formed_and_escapes_names(report):
-    import xml.etree.ElementTree as ElementTree
-
-    page = report.to_html()
+    page = replace(report, nuclear_norms={"<b>.0": 0.5}, tokens=10).to_html()
     body = page.removeprefix("<!DOCTYPE html>\n")
     tree = ElementTree.fromstring(body)  # XML, too: every element is closed
     assert len(tree.findall(".//polyline")) == len(report.matrices)
-    assert "<b>'" not in page
     assert "tower.0.&lt;b&gt;" in page
+    assert "&lt;b&gt;.0" in page
+    assert "on 10 tokens" in page
+    assert {cell.text for cell in tree.iter("b")} == {"5", "1,548", f"{report.seconds:.1f} s"}
     for line in tree.findall(".//polyline"):
         points = [tuple(map(float, p.split(","))) for p in line.get("points").split()]
         assert [x for x, _ in points] == sorted(x for x, _ in points)

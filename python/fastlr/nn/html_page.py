@@ -12,6 +12,7 @@ h1{font-size:24px}table{border-collapse:collapse;width:100%;font-size:13px}
 h2{font-size:18px;margin-top:32px}
 th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #e3e8ee;white-space:nowrap}
 th:first-child,td:first-child,th:last-child,td:last-child{text-align:left}
+table.numbers th:last-child,table.numbers td:last-child{text-align:right}
 td.note{white-space:normal;color:#5b6b7b}.scroll{overflow-x:auto}
 .bar{display:inline-block;width:90px;height:9px;background:#eef2f6;margin-right:8px;
 text-align:left;vertical-align:middle}
@@ -39,10 +40,12 @@ def cards(facts: Iterable[tuple[str, str]]) -> str:
     return f'<div class="cards">{boxes}</div>'
 
 
-def table(header: Iterable[str], rows: Iterable[str]) -> str:
-    """A table from rows in HTML."""
+def table(header: Iterable[str], rows: Iterable[str], style: str = "") -> str:
+    """A table from rows in HTML; with the style "numbers" its last column holds numbers, too."""
     head = "".join(f"<th>{name}</th>" for name in header)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    return (
+        f'<div class="scroll"><table class="{style}"><tr>{head}</tr>{"".join(rows)}</table></div>'
+    )
 
 
 def bar(part: float, text: str, kind: str = "") -> str:

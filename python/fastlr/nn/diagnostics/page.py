@@ -41,8 +41,8 @@ def page(report: SpectraReport) -> str:
         f"{report.samples} submatrices of aspect ratio {report.aspect_ratio:g}, seed "
         f"{report.seed}, comparable between shapes.</p>",
         cards(facts),
-        "<h2>By type of layer</h2><p>Means.</p>",
-        table(KIND_COLUMNS, (_row(map(escape, row)) for row in kind_rows(report))),
+        "<h2>By type of layer</h2><p>Means over the matrices of a type.</p>",
+        table(KIND_COLUMNS, (_row(map(escape, row)) for row in kind_rows(report)), "numbers"),
         "<h2>Every matrix</h2><p>Decay: singular values relative to the largest, from 1 down to "
         f"10<sup>−{_DECADES}</sup> on a logarithmic axis.</p>",
         table([*MATRIX_COLUMNS, "decay"], map(_matrix, report.matrices)),
