@@ -16,7 +16,7 @@ from fastlr.cli import app, main
 def test_help_lists_the_commands(fastlr):
     ran = fastlr("--help")
     assert ran.code == 0
-    assert all(word in ran.out for word in ("compress", "evaluate", "demo", "doctor"))
+    assert all(word in ran.out for word in ("compress", "evaluate", "inspect", "demo", "doctor"))
 
 
 def test_no_arguments_print_the_help(fastlr):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastlr.cli.output import atomic_directory, check_output, write_text
+from fastlr.cli.output import atomic_directory, check_output, write_bytes, write_text
 
 
 def test_the_directory_appears_when_the_block_ends(tmp_path):
@@ -73,3 +73,13 @@ def test_a_text_file_is_replaced_whole(tmp_path):
     write_text(path, "two")
     assert path.read_text() == "two"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path):
+    path = tmp_path / "deep" / "file"
+    write_bytes(path, b"old")
+    with path.open("rb") as reader:
+        write_bytes(path, b"newer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"newer"
+    assert list(path.parent.iterdir()) == [path]

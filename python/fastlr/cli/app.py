@@ -162,6 +162,56 @@ def _evaluate(
     )
 
 
+@app.command("inspect")
+def _inspect(
+    model: ModelArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html|DIR", help="Write a page; in a directory, all numbers beside it."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the singular values, by type of layer."),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only such layers: q_proj, 'model.layers.1?.*'."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text on which to measure the hidden states."),
+    ] = None,
+    seq_len: SeqLenOption = 512,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows of the --text; default: all.")
+    ] = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Show how the singular values of MODEL's weights fall, and how heavy their tails are."""
+    from fastlr.cli.inspect import InspectRequest, inspect
+
+    inspect(
+        InspectRequest(
+            model=model,
+            out=out,
+            plot=plot,
+            layers=layers,
+            text=text,
+            seq_len=seq_len,
+            windows=windows,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        ),
+        as_json=as_json,
+    )
+
+
 @app.command("demo")
 def _demo(
     model: Annotated[

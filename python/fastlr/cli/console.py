@@ -58,7 +58,12 @@ class Progress:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document to stdout; a number that is not finite becomes null."""
-    print(json.dumps(finite(document), indent=2, allow_nan=False))
+    print(as_json_text(document))
+
+
+def as_json_text(document: dict[str, Any]) -> str:
+    """Write a document as JSON; a number that is not finite becomes null."""
+    return json.dumps(finite(document), indent=2, allow_nan=False)
 
 
 def finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from fastlr.nn import parametrize as parametrize
 from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan
+from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
@@ -47,10 +48,12 @@ __all__ = [
     "LowRankLinear",
     "LowRankPlusDiagonal",
     "MaestroLinear",
+    "MatrixSpectrum",
     "MonarchLinear",
     "RoutedExperts",
     "SharedBasisLinear",
     "SparseLinear",
+    "SpectraReport",
     "SubsetLinear",
     "compress",
     "compress_llm",
@@ -58,4 +61,5 @@ __all__ = [
     "load",
     "perplexity",
     "plan",
+    "spectra",
 ]

@@ -102,32 +102,39 @@ def perplexity(
 
 
 def evaluation_windows(
-    model: PreTrainedModel, tokens: Tensor, seq_len: int, windows: int | None
+    model: PreTrainedModel,
+    tokens: Tensor,
+    seq_len: int,
+    windows: int | None,
+    owner: str = "perplexity",
 ) -> Tensor:
-    """The non-overlapping windows of `tokens`, windows × seq_len, int64, once all is checked."""
+    """The non-overlapping windows of `tokens`, windows × seq_len, int64, once all is checked.
+
+    Errors begin with `owner`.
+    """
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex():
         found = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"perplexity: tokens must be a tensor of integers, got {found}")
+        raise TypeError(f"{owner}: tokens must be a tensor of integers, got {found}")
     if tokens.ndim == 2 and len(tokens) == 1:
         tokens = tokens[0]
     if tokens.ndim != 1:
         raise ValueError(
-            f"perplexity: tokens must have shape (n,) or (1, n), got {tuple(tokens.shape)}"
+            f"{owner}: tokens must have shape (n,) or (1, n), got {tuple(tokens.shape)}"
         )
     if seq_len < 2:
-        raise ValueError(f"perplexity: seq_len must be at least 2, got {seq_len}")
-    check_context("perplexity", model, seq_len)
+        raise ValueError(f"{owner}: seq_len must be at least 2, got {seq_len}")
+    check_context(owner, model, seq_len)
     count = len(tokens) // seq_len
     if count == 0:
         raise ValueError(
-            f"perplexity: tokens must fill at least one window of seq_len = {seq_len}, "
+            f"{owner}: tokens must fill at least one window of seq_len = {seq_len}, "
             f"got {len(tokens)} tokens"
         )
     if windows is not None:
         if windows < 1:
-            raise ValueError(f"perplexity: windows must be at least 1, got {windows}")
+            raise ValueError(f"{owner}: windows must be at least 1, got {windows}")
         count = min(count, windows)
-    check_vocabulary("perplexity", model, tokens)
+    check_vocabulary(owner, model, tokens)
     return tokens[: count * seq_len].reshape(count, seq_len).to(torch.int64)
 
 
