@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from fastlr.nn.compression.features import CONVOLUTIONS
 from fastlr.nn.compression.targets import matches, patterns_of
+from fastlr.nn.compression.windows import CONVOLUTIONS
 from fastlr.nn.modules.base import CompressedLinear, composed_weight
 from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision, is_dense_linear
 from fastlr.nn.modules.factored_conv import FactoredConv
