@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastlr import nn as fnn
-from fastlr.nn import spectra
-from fastlr.nn.diagnostics import decay, plot
+from fastlr.nn import figures, spectra
+from fastlr.nn.diagnostics import decay
 from fastlr.nn.diagnostics.farms import farms_exponent, submatrix_size
 from fastlr.nn.diagnostics.hidden_states import matrix_nuclear_norm
 from fastlr.nn.diagnostics.kinds import depth, kinds
@@ -536,7 +536,7 @@ def test_a_plot_has_a_chart_a_kind_and_a_line_a_matrix(report, tmp_path):
 def test_a_plot_without_matplotlib_says_what_to_install(report, monkeypatch):
     true_find = importlib.util.find_spec
     monkeypatch.setattr(
-        plot.importlib.util,
+        figures.importlib.util,
         "find_spec",
         lambda name, *rest: None if name == "matplotlib" else true_find(name, *rest),
     )

@@ -1,7 +1,7 @@
 """Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
 from fastlr.nn import parametrize as parametrize
-from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan
+from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan, sweep
 from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
@@ -62,4 +62,5 @@ __all__ = [
     "perplexity",
     "plan",
     "spectra",
+    "sweep",
 ]

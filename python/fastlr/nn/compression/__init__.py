@@ -8,6 +8,7 @@ from fastlr.nn.compression.methods import Method, register_method
 from fastlr.nn.compression.module_plan import CompressionPlan, compress, plan
 from fastlr.nn.compression.planned_layer import PlannedLayer
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compression.ratio_sweep import Sweep, SweepPoint, sweep
 from fastlr.nn.compression.report import CompressionReport, LayerReport
 from fastlr.nn.compression.solver import Solution, Truncation, solve
 from fastlr.nn.compression.statistics import Statistics
@@ -26,6 +27,8 @@ __all__ = [
     "PlannedLayer",
     "Solution",
     "Statistics",
+    "Sweep",
+    "SweepPoint",
     "Truncation",
     "calibrate",
     "compress",
@@ -33,4 +36,5 @@ __all__ = [
     "plan",
     "register_method",
     "solve",
+    "sweep",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import TYPE_CHECKING, Any
+
+from fastlr.nn.figures import new_figure
 
 if TYPE_CHECKING:
     from fastlr.nn.diagnostics.report import SpectraReport
@@ -15,17 +16,14 @@ _FLOOR = 1e-3
 
 def draw(report: SpectraReport) -> Any:
     """A figure with a chart for each type of layer, its lines coloured by depth."""
-    require_matplotlib()
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
     groups = report.by_kind()
     columns = min(_COLUMNS, len(groups))
     rows = math.ceil(len(groups) / columns)
     # One column of charts needs room for its titles.
-    figure = Figure(figsize=(max(4.5, 3.2 * columns + 0.8), 2.7 * rows + 0.6), dpi=130)
-    figure.set_layout_engine("constrained")
+    figure = new_figure(max(4.5, 3.2 * columns + 0.8), 2.7 * rows + 0.6)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     depths = [matrix.depth for matrix in report.matrices if matrix.depth is not None]
     scale: Any = ScalarMappable(
@@ -53,9 +51,3 @@ def draw(report: SpectraReport) -> Any:
     if len(set(depths)) > 1:
         figure.colorbar(scale, ax=axes, label="block").ax.tick_params(labelsize=8)
     return figure
-
-
-def require_matplotlib() -> None:
-    """Raise ImportError with the command that installs it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("a plot needs matplotlib; install with: pip install matplotlib")
