@@ -104,6 +104,8 @@ class Sweep:
             axis.plot(sizes, [point.perplexity for point in line], "o-", markersize=4, label=method)
         axis.plot(self.dense.bytes / 1e6, self.dense.perplexity, "k*", label="dense")
         axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
         axis.set_xlabel("size of the model, MB")
         axis.set_ylabel("perplexity")
         axis.grid(alpha=0.3, which="both")
