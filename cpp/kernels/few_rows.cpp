@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "multiversion.hpp"
 #include "registers.hpp"
@@ -50,9 +49,6 @@ struct Wide {
   }
 };
 
-template <typename Register>
-using MaskOf = decltype(std::declval<typename Register::Vector>() < std::declval<typename Register::Vector>());
-
 // Totals of the lanes of K vectors, in a tree that adds as many lanes at once as a vector has.
 template <typename Register, int64_t K>
 struct Totals {
@@ -74,14 +70,16 @@ struct Totals {
   template <int64_t distance>
   FASTLR_INLINE void add_lanes() {
     if constexpr (distance < Register::kSize && distance < K) {
-      MaskOf<Register> near, far;
-      for (int64_t lane = 0; lane < Register::kSize; ++lane) {
-        const int64_t in_pair = lane % (2 * distance), first = lane - in_pair + in_pair % distance;
-        near[lane] = first + (in_pair < distance ? 0 : Register::kSize);
-        far[lane] = near[lane] + distance;
+      for (int64_t k = 0; k < K / distance; k += 2) {
+        const auto one = sums[k], other = sums[k + 1];
+        typename Register::Vector near, far;
+        for (int64_t lane = 0; lane < Register::kSize; ++lane) {
+          const int64_t in_pair = lane % (2 * distance), first = lane - in_pair + in_pair % distance;
+          near[lane] = in_pair < distance ? one[first] : other[first];
+          far[lane] = in_pair < distance ? one[first + distance] : other[first + distance];
+        }
+        sums[k / 2] = near + far;
       }
-      for (int64_t k = 0; k < K / distance; k += 2)
-        sums[k / 2] = __builtin_shuffle(sums[k], sums[k + 1], near) + __builtin_shuffle(sums[k], sums[k + 1], far);
       add_lanes<2 * distance>();
     }
   }
@@ -105,7 +103,7 @@ FASTLR_INLINE void add_products(const T* W, int64_t columns, Strided<const Sum> 
     const int64_t last = columns - Register::kSize;
     Vector lanes;
     for (int64_t lane = 0; lane < Register::kSize; ++lane) lanes[lane] = lane;
-    const MaskOf<Register> is_new = lanes >= static_cast<Sum>(j - last);
+    const auto is_new = lanes >= static_cast<Sum>(j - last);
     for (int64_t r = 0; r < R; ++r) {
       Vector wide;
       Wide<Bytes>::load(W + r * columns + last, wide);
