@@ -39,6 +39,13 @@ class SweepPoint:
     perplexity : float
     seconds : float
         Of the compression, without the calibration.
+
+    Examples
+    --------
+    >>> from fastlr.nn.compression import SweepPoint
+    >>> point = SweepPoint("sparse", 0.4, 0.4001, 80_000, 320_000, 12.5, 1.0)
+    >>> point.perplexity, point.bytes
+    (12.5, 320000)
     """
 
     method: str
@@ -60,6 +67,16 @@ class Sweep:
         By method, then by ratio, in the order in which they were asked for.
     dense : SweepPoint
         The model itself, with method "dense".
+
+    Examples
+    --------
+    >>> from fastlr.nn.compression import Sweep, SweepPoint
+    >>> dense = SweepPoint("dense", 0.0, 0.0, 100, 400, 10.0, 0.0)
+    >>> points = (SweepPoint("svd", 0.2, 0.2, 80, 320, 10.4, 0.1),
+    ...     SweepPoint("svd", 0.5, 0.5, 50, 200, 17.0, 0.1))
+    >>> found = Sweep(points, dense)
+    >>> found.smallest(1.05).bytes, found.smallest(2).bytes, found.smallest(1).method
+    (320, 200, 'dense')
     """
 
     points: tuple[SweepPoint, ...]
