@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlr.cli.console import Progress, megabytes, percent, print_json
-from fastlr.cli.evaluate import Measured, check_text, measure, take_windows
+from fastlr.cli.evaluate import Measured, check_text, measure, read_windows
 from fastlr.cli.models import ModelSource, find_model, has_tokenizer, load_model, load_tokenizer
 from fastlr.cli.output import atomic_directory, check_output, directory_size
 
@@ -111,10 +111,7 @@ def _evaluation_tokens(
 ) -> Tensor | None:
     if request.evaluate is None or tokenizer is None:
         return None
-    from fastlr.nn.evaluate import tokenize_file
-
-    tokens = tokenize_file(request.evaluate, tokenizer)
-    return take_windows(tokens, request.seq_len, request.windows, request.evaluate)
+    return read_windows(request.evaluate, tokenizer, request.seq_len, request.windows)
 
 
 def _perplexity(

@@ -12,7 +12,7 @@ from fastlr.cli.models import find_model, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ def evaluate(
     with progress.stage("load", f"Loading {source.path}", spin=True):
         tokenizer = load_tokenizer(source)
         model = load_model(source, dtype, device)
-    from fastlr.nn.evaluate import tokenize_file
-
-    tokens = take_windows(tokenize_file(file, tokenizer), seq_len, windows, file)
+    tokens = read_windows(file, tokenizer, seq_len, windows)
     with progress.stage("evaluate", "Measuring perplexity"):
         measured = measure(model, tokens, seq_len)
     result = {
@@ -81,19 +79,23 @@ def check_text(file: Path) -> None:
             raise ValueError(f"{file} is empty")
 
 
-def take_windows(tokens: Tensor, seq_len: int, windows: int | None, origin: object) -> Tensor:
-    """Return the tokens of the first `windows` windows (all of them when None).
+def read_windows(
+    file: Path, tokenizer: PreTrainedTokenizerBase, seq_len: int, windows: int | None
+) -> Tensor:
+    """Return the tokens of the first `windows` windows of a text (all of them when None).
 
     Raises
     ------
     ValueError
-        If the text does not fill one window; `origin` names it.
+        If the text does not fill one window.
     """
-    tokens = tokens.flatten()
+    from fastlr.nn.evaluate import tokenize_file
+
+    tokens = tokenize_file(file, tokenizer).flatten()
     whole = len(tokens) // seq_len
     if whole == 0:
         raise ValueError(
-            f"{origin} has {len(tokens)} tokens, fewer than one window of {seq_len}; "
+            f"{file} has {len(tokens)} tokens, fewer than one window of {seq_len}; "
             "give a longer text or a smaller --seq-len"
         )
     return tokens[: seq_len * min(whole, windows or whole)]

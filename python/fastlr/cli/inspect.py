@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlr.cli.console import Progress, as_json_text, print_json
 from fastlr.cli.errors import require
-from fastlr.cli.evaluate import check_text, take_windows
+from fastlr.cli.evaluate import check_text, read_windows
 from fastlr.cli.models import ModelSource, find_model, load_model, load_tokenizer
 from fastlr.cli.output import write_bytes, write_text
 
@@ -100,11 +100,7 @@ def _is_page(out: Path) -> bool:
 def _tokens(source: ModelSource, request: InspectRequest) -> Tensor | None:
     if request.text is None:
         return None
-    tokenizer = load_tokenizer(source)
-    from fastlr.nn.evaluate import tokenize_file
-
-    tokens = tokenize_file(request.text, tokenizer)
-    return take_windows(tokens, request.seq_len, request.windows, request.text)
+    return read_windows(request.text, load_tokenizer(source), request.seq_len, request.windows)
 
 
 def _write(

@@ -19,6 +19,7 @@ from fastlr.nn.compression.statistics import Statistics
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.figures import new_figure
 from fastlr.nn.progress import Progress
+from fastlr.nn.text_table import aligned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,13 +133,17 @@ class Sweep:
         return figure
 
     def __str__(self) -> str:
-        head = f"{'method':<16}{'removed':>9}{'MB':>10}{'perplexity':>12}{'/ dense':>9}"
         rows = [
-            f"{p.method:<16}{p.ratio_achieved:>9.1%}{p.bytes / 1e6:>10.1f}{p.perplexity:>12.4g}"
-            f"{p.perplexity / self.dense.perplexity:>9.3f}"
-            for p in (self.dense, *self.points)
+            [
+                point.method,
+                f"{point.ratio_achieved:.1%}",
+                f"{point.bytes / 1e6:.1f}",
+                f"{point.perplexity:.4g}",
+                f"{point.perplexity / self.dense.perplexity:.3f}",
+            ]
+            for point in (self.dense, *self.points)
         ]
-        return "\n".join([head, *rows])
+        return "\n".join(aligned([["method", "removed", "MB", "perplexity", "/ dense"], *rows]))
 
 
 def sweep(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastlr.nn.compression.blocks import BlockStack, find_blocks, hidden_of
+from fastlr.nn.compression.blocks import find_blocks, hidden_of
+from fastlr.nn.compression.features import hearing
 from fastlr.nn.evaluate import embedding_weight, evaluation_mode, evaluation_windows
 from fastlr.nn.modules.dense import high_precision
 from fastlr.nn.progress import Progress
@@ -38,14 +37,15 @@ def block_nuclear_norms(
         )
     batches = evaluation_windows(model, tokens, seq_len, windows, owner="spectra")
     stack = find_blocks(model)
-    totals = dict.fromkeys(map(stack.block_name, range(len(stack.blocks))), 0.0)
+    blocks = {stack.block_name(index): block for index, block in enumerate(stack.blocks)}
+    totals = dict.fromkeys(blocks, 0.0)
 
-    def hear(name: str, hidden: Tensor) -> None:
-        totals[name] += matrix_nuclear_norm(hidden[0])
+    def hear(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        totals[name] += matrix_nuclear_norm(hidden_of(output)[0])
 
     device = embedding_weight(model).device
     bar.stage("Hidden states", len(batches))
-    with evaluation_mode(model), torch.no_grad(), _hearing_outputs(stack, hear):
+    with evaluation_mode(model), torch.no_grad(), hearing(blocks, hear):
         for window in batches:
             # Without the head, whose logits nobody needs.
             model.base_model(input_ids=window[None].to(device), use_cache=False)
@@ -76,23 +76,3 @@ def matrix_nuclear_norm(states: Tensor) -> float:
     rows = centred / lengths.masked_fill(lengths == 0, 1)
     columns = torch.linalg.vector_norm(rows, dim=0)
     return float(columns.topk(min(rows.shape)).values.sum()) / len(rows)
-
-
-@contextmanager
-def _hearing_outputs(stack: BlockStack, hear: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Tell `hear` the name and the hidden states of each block that has run."""
-
-    def listener(name: str) -> Any:
-        def listen(block: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hear(name, hidden_of(output))
-
-        return listen
-
-    handles = []
-    try:
-        for index, block in enumerate(stack.blocks):
-            handles.append(block.register_forward_hook(listener(stack.block_name(index))))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

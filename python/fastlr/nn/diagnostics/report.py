@@ -15,12 +15,12 @@ from fastlr.nn.diagnostics.tables import (
     BLOCK_COLUMNS,
     KIND_COLUMNS,
     MATRIX_COLUMNS,
-    aligned,
     block_rows,
     hidden_states_line,
     kind_rows,
     matrix_row,
 )
+from fastlr.nn.text_table import aligned
 
 
 @dataclass(frozen=True)

@@ -44,18 +44,6 @@ def hidden_states_line(report: SpectraReport) -> str:
     )
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the columns below each other: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
 def number(value: float, decimals: int) -> str:
     """A number for people; a dash where there is none."""
     if math.isnan(value):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastlr.nn.modules.base import CompressedLinear
 
-_FIRST = ("gate_up_proj", "up_proj")
 _LAST = "down_proj"
 
 
@@ -66,14 +65,12 @@ class RoutedExperts(nn.Module):
         obstacle = cannot_be_unfused(fused)
         if obstacle:
             raise ValueError(f"RoutedExperts: {obstacle}")
-        flags = cast(Any, fused)
-        self.has_gate: bool = flags.has_gate
-        first = _FIRST[0] if self.has_gate else _FIRST[1]
-        self.num_experts: int = getattr(fused, first).shape[0]
+        self.has_gate: bool = cast(Any, fused).has_gate
+        self.num_experts: int = getattr(fused, _LAST).shape[0]
         for expert in range(self.num_experts):
             layers = nn.Module()
-            layers.add_module("gate_up" if self.has_gate else "up", _slice(fused, first, expert))
-            layers.add_module("down", _slice(fused, _LAST, expert))
+            for own, name in _fused_names(self.has_gate).items():
+                layers.add_module(own, _slice(fused, name, expert))
             self.add_module(str(expert), layers)
         # In a tuple, as a module that is none of this one's: transformers would fill its weights.
         self._between = (_without_parameters(fused),)
@@ -105,10 +102,9 @@ class RoutedExperts(nn.Module):
         like = next(self.parameters())
         fused = empty.to_empty(device=like.device).to(like.dtype)
         flags = cast(Any, fused)
-        names = {("gate_up" if self.has_gate else "up"): _FIRST[not self.has_gate], "down": _LAST}
         with torch.no_grad():
             for expert in range(self.num_experts):
-                for own, name in names.items():
+                for own, name in _fused_names(self.has_gate).items():
                     layer = self.get_submodule(f"{expert}.{own}")
                     dense = layer.to_dense() if isinstance(layer, CompressedLinear) else layer
                     weight = cast(Tensor, dense.weight)
@@ -142,14 +138,19 @@ def cannot_be_unfused(module: nn.Module) -> str:
     if not is_fused_experts(module):
         return f"{name} does not keep its experts as transformers does"
     flags = cast(Any, module)
-    first = _FIRST[0] if flags.has_gate else _FIRST[1]
-    known = {first, _LAST}
+    known = set(_fused_names(flags.has_gate).values())
     if flags.has_bias:
-        known |= {f"{first}_bias", f"{_LAST}_bias"}
+        known |= {f"{weights}_bias" for weights in known}
     others = {key for key, _ in module.named_parameters()} ^ known
     if others or getattr(flags, "has_post_expert_norm", False):
         return f"{name} has more in its experts than two layers: {', '.join(sorted(others))}"
     return ""
+
+
+def _fused_names(has_gate: bool) -> dict[str, str]:
+    """The layers of an expert, and the parameters that hold them for all experts."""
+    first = "gate_up" if has_gate else "up"
+    return {first: f"{first}_proj", "down": _LAST}
 
 
 def _slice(fused: nn.Module, name: str, expert: int) -> nn.Linear:
