@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastlr.cli.output import atomic_directory, check_output, write_bytes, write_text
+from fastlr.nn.output import atomic_directory, check_output, write_bytes, write_text
 
 
 def test_the_directory_appears_when_the_block_ends(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.console import Progress, megabytes, percent, print_json
 from fastlr.cli.evaluate import Measured, check_text, measure, read_windows
 from fastlr.cli.models import ModelSource, find_model, has_tokenizer, load_model, load_tokenizer
-from fastlr.cli.output import atomic_directory, check_output, directory_size
+from fastlr.nn.output import atomic_directory, check_output, directory_size
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,9 @@ from fastlr.cli.evaluate import measure
 from fastlr.cli.generation import continuation
 from fastlr.cli.machine import processor, usable_cores
 from fastlr.cli.models import ModelSource, find_model, load_model, load_tokenizer
-from fastlr.cli.output import atomic_directory, check_output, directory_size, write_text
 from fastlr.cli.reload import Question, ask_new_process, logits_sha256
 from fastlr.cli.report import render
+from fastlr.nn.output import atomic_directory, check_output, directory_size, write_text
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from fastlr.cli.console import Progress, as_json_text, print_json
 from fastlr.cli.errors import require
 from fastlr.cli.evaluate import check_text, read_windows
 from fastlr.cli.models import ModelSource, find_model, load_model, load_tokenizer
-from fastlr.cli.output import write_bytes, write_text
+from fastlr.nn.output import write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,14 @@
 """Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
 from fastlr.nn import parametrize as parametrize
-from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan, sweep
+from fastlr.nn.compression import (
+    CompressionReport,
+    compress,
+    compress_llm,
+    compress_on_disk,
+    plan,
+    sweep,
+)
 from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
@@ -57,6 +64,7 @@ __all__ = [
     "SubsetLinear",
     "compress",
     "compress_llm",
+    "compress_on_disk",
     "export_dense",
     "load",
     "perplexity",

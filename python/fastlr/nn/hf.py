@@ -88,7 +88,7 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     ...     torch.equal(load(directory)(tokens).logits, model(tokens).logits)
     True
     """
-    check_directory(Path(directory))
+    check_directory(Path(directory), "load")
     register()
     from transformers import AutoModelForCausalLM
 
@@ -96,21 +96,21 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def check_directory(directory: Path) -> None:
+def check_directory(directory: Path, caller: str) -> None:
     """Raise ValueError unless `directory` holds a complete checkpoint in safetensors files."""
     if not directory.is_dir():
-        raise ValueError(f"load: there is no directory {str(directory)!r}")
-    incomplete = f"load: the directory {str(directory)!r} was not written completely: "
+        raise ValueError(f"{caller}: there is no directory {str(directory)!r}")
+    incomplete = _incomplete(directory, caller)
     if not (directory / "config.json").is_file():
         raise ValueError(incomplete + "config.json is missing")
-    for name in _weight_files(directory, incomplete):
+    for name in weight_files(directory, caller):
         path = directory / name
         if not path.is_file():
             raise ValueError(incomplete + f"{name} is missing")
         _check_file(path, incomplete)
 
 
-def _weight_files(directory: Path, incomplete: str) -> list[str]:
+def weight_files(directory: Path, caller: str) -> list[str]:
     """The files that transformers will read: a single one goes before the shards of an index."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
@@ -118,7 +118,12 @@ def _weight_files(directory: Path, incomplete: str) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (json.JSONDecodeError, KeyError) as error:
+        incomplete = _incomplete(directory, caller)
         raise ValueError(incomplete + f"{index.name} cannot be read ({error})") from error
+
+
+def _incomplete(directory: Path, caller: str) -> str:
+    return f"{caller}: the directory {str(directory)!r} was not written completely: "
 
 
 def _check_file(path: Path, incomplete: str) -> None:

@@ -5,6 +5,7 @@ Importing it registers them, and imports transformers: only :func:`fastlr.nn.hf.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -109,8 +110,18 @@ class FastlrConfig(QuantizationConfigMixin):
         experts = [n for n, module in model.named_modules() if isinstance(module, RoutedExperts)]
         return cls(layers, experts, fastlr_version=fastlr.__version__)
 
-    def build(self, name: str, dtype: torch.dtype | None) -> CompressedLinear:
-        """An empty layer on the meta device, as `name` was."""
+    def build(self, dtype_of: Callable[[str], torch.dtype]) -> dict[str, CompressedLinear]:
+        """Empty layers on the meta device, as those described, of the dtypes asked for."""
+        built = {name: self._empty(name, dtype_of(name)) for name in self.layers}
+        for name, description in self.layers.items():
+            if LENDER in description:
+                borrower, lender = built[name], built[description[LENDER]]
+                assert isinstance(borrower, SharedBasisLinear)
+                assert isinstance(lender, SharedBasisLinear)
+                borrower.borrow(lender)
+        return built
+
+    def _empty(self, name: str, dtype: torch.dtype) -> CompressedLinear:
         arguments = {key: value for key, value in self.layers[name].items() if key != LENDER}
         kind = arguments.pop("class")
         if kind not in CLASSES:
@@ -134,15 +145,14 @@ class FastlrQuantizer(HfQuantizer):
             )
         for name in map(partial(_name_in, model), self.quantization_config.experts):
             replace_modules(model, {name: RoutedExperts(model.get_submodule(name))})
-        built: dict[str, Any] = {}
-        for name in self.quantization_config.layers:
-            own_name = _name_in(model, name)
-            replaced = model.get_submodule(own_name)
-            built[name] = self.quantization_config.build(name, replaced.weight.dtype)
-            replace_modules(model, {own_name: built[name]})
-        for name, description in self.quantization_config.layers.items():
-            if LENDER in description:
-                built[name].borrow(built[description[LENDER]])
+        own_name = {name: _name_in(model, name) for name in self.quantization_config.layers}
+
+        def dtype_of(name: str) -> torch.dtype:
+            dtype: torch.dtype = model.get_submodule(own_name[name]).weight.dtype
+            return dtype
+
+        for name, layer in self.quantization_config.build(dtype_of).items():
+            replace_modules(model, {own_name[name]: layer})
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Refuse a checkpoint with holes, then hand back a model with plain weights."""

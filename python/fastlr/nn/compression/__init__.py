@@ -6,6 +6,7 @@ from fastlr.nn.compression.heal import HealReport
 from fastlr.nn.compression.loss_model import LossPrediction
 from fastlr.nn.compression.methods import Method, register_method
 from fastlr.nn.compression.module_plan import CompressionPlan, compress, plan
+from fastlr.nn.compression.on_disk import compress_on_disk
 from fastlr.nn.compression.planned_layer import PlannedLayer
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compression.ratio_sweep import Sweep, SweepPoint, sweep
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "compress",
     "compress_llm",
+    "compress_on_disk",
     "plan",
     "register_method",
     "solve",

@@ -110,13 +110,12 @@ class BlockWalk:
         self._stack = stack
         self._hidden: list[Tensor] = []
         self._calls: list[list[_Call]] = []
-        skip: list[Callable[[Tensor], Any]] | None = None
+        # How the blocks hand on hidden states; None where they return more than those.
+        self._skip: list[Callable[[Tensor], Any]] | None = None
         for number, batch in enumerate(batches):
-            if skip is None:
-                plain = self._record(batch, None)
-                skip = plain if number == 0 else None
-            else:
-                self._record(batch, skip)
+            plain = self._record(batch, self._skip)
+            if number == 0:
+                self._skip = plain
             on_batch()
 
     def run(self, index: int, on_batch: Callable[[int], None]) -> None:
@@ -128,13 +127,39 @@ class BlockWalk:
     def output(self, index: int, number: int) -> Tensor:
         """What block `index` makes of batch `number`; that batch stays where it is."""
         with torch.no_grad():
-            block, hidden = self._stack.blocks[index], self._hidden[number]
-            return self._calls[number][index].run(block, hidden)
+            return self.through(index, number, self._hidden[number])
+
+    def through(self, index: int, number: int, hidden: Tensor) -> Tensor:
+        """What block `index` makes of `hidden`, called as for batch `number`."""
+        return self._calls[number][index].run(self._stack.blocks[index], hidden)
 
     def advance(self, index: int, number: int) -> None:
         """Send batch `number` through block `index`, which must be the next one."""
         self._hidden[number] = self.output(index, number)
-        self._calls[number][index] = _Call((), {})
+
+    @property
+    def hidden(self) -> list[Tensor]:
+        """The hidden states between two blocks, one tensor a batch."""
+        return self._hidden
+
+    @hidden.setter
+    def hidden(self, states: Sequence[Tensor]) -> None:
+        self._hidden = list(states)
+
+    @contextmanager
+    def ending_in(self, hidden: Tensor) -> Iterator[None]:
+        """Within, the model runs no block: `hidden` is what comes out of the last one.
+
+        ValueError if the blocks return more than hidden states.
+        """
+        if self._skip is None:
+            raise ValueError(
+                f"model: the blocks {self._stack.name} of {type(self._model).__name__} return more "
+                "than hidden states; gradients cannot be collected block by block"
+            )
+        *before, last = self._skip
+        with _skipping(self._stack.blocks, [*before, lambda _: last(hidden)]):
+            yield
 
     def _record(
         self, batch: Batch, skip: list[Callable[[Tensor], Any]] | None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from fastlr.nn import hf
 from fastlr.nn.compression.blocks import find_blocks
-from fastlr.nn.compression.calibration import Calibration, calibration_batches
+from fastlr.nn.compression.calibration import Batch, Calibration, calibration_batches
 from fastlr.nn.compression.experts import Unfused, unfused_experts
 from fastlr.nn.compression.heal import HealReport, Student
 from fastlr.nn.compression.interrupt import interrupt_deferred
+from fastlr.nn.compression.model_files import ModelFiles
 from fastlr.nn.compression.report import CompressionReport, ModelSize
 from fastlr.nn.compression.run import CompressionRun, collect
 from fastlr.nn.compression.settings import Settings
@@ -47,6 +50,7 @@ def compress_llm(
     targets: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] = ("lm_head",),
     seed: int = 0,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> PreTrainedModel:
     """Replace the linear layers of a causal language model by smaller ones.
@@ -143,6 +147,13 @@ def compress_llm(
     seed : int, default 0
         Of the choice of windows and of the self-written text. Torch's global generator is neither
         used nor changed.
+    checkpoint_dir : str or path, optional
+        A directory for what has been computed: the moments of each block, the errors by size, each
+        new layer. The same call with the same directory goes on where an earlier one was stopped,
+        in whatever way, and ends with the same bits (on the same machine, with as many threads);
+        another ratio or method is calibrated only for what it needs beyond. Healing begins anew.
+        What belongs to another model, other text or other settings is left alone; delete the
+        directory when it is no longer needed. One process at a time.
     progress : bool, default True
         Show block, layer and time left on stderr (plain lines where rich is not installed).
 
@@ -185,6 +196,11 @@ def compress_llm(
     at most twelve conjugate gradient steps of 2·o·i·(o + i) flops. A step of `heal_steps` is two
     forward passes and a backward pass over some 2048 tokens.
 
+    With `checkpoint_dir` gradients are collected block by block, which runs each block once more
+    forward. On disk: 8·i² bytes for every distinct input of width i and 8·o² for the gradients at
+    the outputs of a layer, the new layers, and during the calibration the hidden states between two
+    blocks, with gradients between all blocks.
+
     Memory beside the dense model: where the budget is shared by "uniform" and no gradients are
     needed, the hidden states of the calibration text between two blocks and one block's Gram
     matrices; otherwise those of all layers, 8·(i² + o²) bytes each. And the new weights, which
@@ -215,7 +231,6 @@ def compress_llm(
     >>> sum(type(module).__name__ == "SparseLinear" for module in model.modules()) > 10
     True
     """
-    start = time.perf_counter()
     if not isinstance(heal_steps, int) or heal_steps < 0:
         raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     require_causal_lm(model)
@@ -231,33 +246,52 @@ def compress_llm(
         model.dtype,
     )
     require_unquantized(model)
+
+    def files() -> ModelFiles | None:
+        return None if checkpoint_dir is None else ModelFiles.of(checkpoint_dir, model)
+
+    text = Text(calibration, tokenizer, samples, seq_len, seed)
+    wanted = Layers(targets, ignore)
+    compress_to(settings, model, text, wanted, files, heal_steps=heal_steps, progress=progress)
+    return model
+
+
+def compress_to(
+    settings: Settings,
+    model: PreTrainedModel,
+    text: Text,
+    wanted: Layers,
+    open_files: Callable[[], ModelFiles | None],
+    *,
+    heal_steps: int = 0,
+    progress: bool = True,
+    after_reading: Callable[[], None] = lambda: None,
+) -> None:
+    """What :func:`compress_llm` does once its arguments are checked.
+
+    `after_reading` is called whenever a layer's weight or a block has been read through.
+    """
+    start = time.perf_counter()
     with unfused_experts(model) as experts:
         stack = find_blocks(model)
-        blocks = find_targets(model, stack, targets, ignore)
+        blocks = find_targets(model, stack, wanted.targets, wanted.ignore, after_reading)
+        files = open_files()
 
         student: Student | None = None
         healed: HealReport | None = None
-        run = CompressionRun(settings)
+        run = CompressionRun(settings, files)
         try:
             with Progress(progress) as bar, evaluation_mode(model):
-                if isinstance(calibration, Statistics):
-                    run.from_statistics(model, stack, blocks, calibration, bar)
-                elif calibration is None and not settings.needs_calibration:
+                if isinstance(text.calibration, Statistics):
+                    run.from_statistics(model, stack, blocks, text.calibration, bar)
+                elif text.calibration is None and not settings.needs_calibration:
                     run.from_statistics(model, stack, blocks, None, bar)
                 else:
-                    batches = calibration_batches(
-                        model,
-                        calibration,
-                        tokenizer=tokenizer,
-                        samples=samples,
-                        seq_len=seq_len,
-                        seed=seed,
-                        bar=bar,
-                    )
+                    batches = text.batches(model, files, bar)
                     run.seconds["calibration"] = time.perf_counter() - start
                     run.from_batches(model, stack, blocks, batches, bar)
                 if heal_steps:
-                    student, healed = run.heal(model, heal_steps, seed=seed, bar=bar)
+                    student, healed = run.heal(model, heal_steps, seed=text.seed, bar=bar)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(UNCHANGED) from None
 
@@ -265,7 +299,47 @@ def compress_llm(
         with interrupt_deferred(COMPLETED):
             _install(model, run, experts, student, healed)
             run.seconds["total"] = time.perf_counter() - start
-    return model
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers are wanted, as the user says it."""
+
+    targets: str | Sequence[str] | None
+    ignore: str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the user says of the calibration text."""
+
+    calibration: Calibration | Statistics
+    tokenizer: Any
+    samples: int
+    seq_len: int
+    seed: int
+
+    def batches(
+        self, model: PreTrainedModel, files: ModelFiles | None, bar: Progress
+    ) -> list[Batch]:
+        """The tokens; those that the model writes itself are kept in `files`."""
+        calibration = self.calibration
+        assert not isinstance(calibration, Statistics)
+
+        def read() -> list[Batch]:
+            return calibration_batches(
+                model,
+                calibration,
+                tokenizer=self.tokenizer,
+                samples=self.samples,
+                seq_len=self.seq_len,
+                seed=self.seed,
+                bar=bar,
+            )
+
+        if files is None or calibration is not None:
+            return read()
+        return files.text((self.samples, self.seq_len, self.seed), read)
 
 
 def _install(
@@ -311,13 +385,14 @@ def calibrate(
     ignore: str | Sequence[str] = ("lm_head",),
     seed: int = 0,
     gradients: bool = False,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Statistics:
     """The calibration half of :func:`fastlr.nn.compress_llm`, for use with several settings.
 
     Parameters
     ----------
-    model, calibration, tokenizer, samples, seq_len, targets, ignore, seed, progress
+    model, calibration, tokenizer, samples, seq_len, targets, ignore, seed, checkpoint_dir, progress
         As in :func:`fastlr.nn.compress_llm`. `model` is not changed.
     gradients : bool, default False
         Also the moments of the loss's gradients at the layers' outputs, for the methods "fwsvd",
@@ -335,8 +410,9 @@ def calibrate(
 
     Notes
     -----
-    All Gram matrices are in memory at once: 8·i² bytes for every distinct input of width i, and
-    8·o² for every layer with o outputs where `gradients` are asked for.
+    All Gram matrices are in memory at once, or with `checkpoint_dir` in files that are read when
+    they are used: 8·i² bytes for every distinct input of width i, and 8·o² for every layer with o
+    outputs where `gradients` are asked for.
 
     Examples
     --------
@@ -361,16 +437,10 @@ def calibrate(
     with unfused_experts(model), Progress(progress) as bar, evaluation_mode(model):
         stack = find_blocks(model)
         blocks = find_targets(model, stack, targets, ignore)
-        batches = calibration_batches(
-            model,
-            calibration,
-            tokenizer=tokenizer,
-            samples=samples,
-            seq_len=seq_len,
-            seed=seed,
-            bar=bar,
-        )
-        statistics = collect(model, stack, blocks, batches, bar, gradients=gradients)
+        files = None if checkpoint_dir is None else ModelFiles.of(checkpoint_dir, model)
+        text = Text(calibration, tokenizer, samples, seq_len, seed)
+        batches = text.batches(model, files, bar)
+        statistics = collect(model, stack, blocks, batches, bar, gradients=gradients, files=files)
     statistics.seconds = time.perf_counter() - start
     return statistics
 

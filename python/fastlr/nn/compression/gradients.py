@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,19 +34,14 @@ def collect_with_gradients(
     of the layer. The model must be in evaluation mode; no parameter gets a gradient.
     """
     layers = {name: module for block in targets for name, module in block.items()}
-    inputs, outputs = InputCollector(layers), _GradientCollector(layers)
     parts = [part for batch in batches for part in batch.parts()]
+    inputs = InputCollector(layers, partial(number_of, parts))
+    outputs = GradientCollector(layers)
     bar.stage("Inputs and gradients", len(parts))
     with _only_activations(model), inputs.listening(), outputs.listening():
         for number, part in enumerate(parts):
             inputs.begin(part.attention_mask)
-            loss = negative_log_likelihood(model, part)
-            if not bool(torch.isfinite(loss)):
-                raise ValueError(
-                    f"calibration: the loss of sequences {number_of(parts, number)} is "
-                    f"{loss.item()}, not finite; nothing was changed"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+            finite_loss(model, parts, number).backward()  # type: ignore[no-untyped-call]
             inputs.finish()
             bar.step()
     tokens = sum(batch.tokens() for batch in batches)
@@ -64,14 +60,25 @@ def negative_log_likelihood(model: PreTrainedModel, batch: Batch) -> Tensor:
     )
 
 
+def finite_loss(model: PreTrainedModel, parts: Sequence[Batch], number: int) -> Tensor:
+    """The negative log-likelihood of one of the parts; ValueError names it if it is not finite."""
+    loss = negative_log_likelihood(model, parts[number])
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"calibration: {number_of(parts, number)}: the loss is {loss.item()}, not finite; "
+            "nothing was changed"
+        )
+    return loss
+
+
 def number_of(parts: Sequence[Batch], index: int) -> str:
-    """Which sequences of the calibration a part holds, counted from 0: "3" or "4 to 7"."""
+    """Which sequences of the calibration a part holds, counted from 0."""
     first = sum(len(part.input_ids) for part in parts[:index])
     last = first + len(parts[index].input_ids) - 1
-    return str(first) if first == last else f"{first} to {last}"
+    return f"sequence {first}" if first == last else f"sequences {first} to {last}"
 
 
-class _GradientCollector:
+class GradientCollector:
     """Sums g gᵀ at the outputs of some layers."""
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:

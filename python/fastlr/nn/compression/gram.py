@@ -114,6 +114,10 @@ class Gram:
             self._eigen = values, vectors
         return self._eigen
 
+    def forget(self) -> None:
+        """Free the eigenvectors, which are computed again when they are asked for."""
+        self._eigen = None
+
 
 def cross_products(first: Tensor, second: Tensor) -> Tensor:
     """Σ x yᵀ over two sets of ``… × i`` inputs, summed as those of an inexact Gram matrix."""

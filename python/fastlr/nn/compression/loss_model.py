@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastlr.nn.compression.allocation import Budget, by_type, uniform
 from fastlr.nn.compression.calibration import Batch
@@ -18,6 +19,8 @@ from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from fastlr.nn.compression.run_record import RunRecord
 
 _LAYERS_OF_A_TYPE = 2
 
@@ -54,35 +57,57 @@ class LossPrediction:
 
 
 def measure_layers(
-    model: PreTrainedModel, budget: Budget, batches: Sequence[Batch], bar: Progress
+    model: PreTrainedModel,
+    budget: Budget,
+    batches: Sequence[Batch],
+    bar: Progress,
+    record: RunRecord,
 ) -> list[LossPrediction]:
     """Compress two layers of each type, one after the other and alone, by the share of the budget.
 
     One forward pass over some 1024 tokens each; the model is as it was afterwards.
     """
-    part = next(batches[0].parts())
     names = [name for group in by_type(budget.candidates).values() for name in _spread(group)]
     at_uniform = uniform(budget)
-    bar.stage("Measuring predictions", len(names) + 1)
-    with torch.no_grad():
-        dense = log_probabilities(model, part)
-    bar.step()
+    measure = _Divergences(model, next(batches[0].parts()))
+    bar.stage("Measuring predictions", len(names))
     found = []
-    for name in names:
+    for number, name in enumerate(names):
         candidates, index = budget.candidates[name], at_uniform[name]
-        replacement = candidates.build(index) if candidates.compared else None
-        if isinstance(replacement, nn.Module):
-            original = model.get_submodule(name)
-            replace_modules(model, {name: replacement})
-            try:
-                with torch.no_grad():
-                    divergence = divergence_from(dense, log_probabilities(model, part))
-            finally:
-                replace_modules(model, {name: original})
+        build = partial(candidates.build, index) if candidates.compared else lambda: None
+        divergence = record.value(f"divergence-{number}", partial(measure.of, name, build))
+        if divergence is not None:
             predicted = float(candidates.errors[index]) / 2
-            found.append(LossPrediction(name, predicted, float(divergence) / len(dense)))
+            found.append(LossPrediction(name, predicted, divergence))
         bar.step(name)
     return found
+
+
+class _Divergences:
+    """How far a model's predictions of one text move if one layer is replaced."""
+
+    def __init__(self, model: PreTrainedModel, part: Batch) -> None:
+        self._model, self._part = model, part
+        self._dense: Tensor | None = None
+
+    def of(self, name: str, build: Callable[[], object]) -> float | None:
+        """Nats a token; None where there is no replacement."""
+        replacement = build()
+        if not isinstance(replacement, nn.Module):
+            return None
+        if self._dense is None:
+            self._dense = self._log_probabilities()
+        original = self._model.get_submodule(name)
+        replace_modules(self._model, {name: replacement})
+        try:
+            found = self._log_probabilities()
+        finally:
+            replace_modules(self._model, {name: original})
+        return float(divergence_from(self._dense, found)) / len(found)
+
+    def _log_probabilities(self) -> Tensor:
+        with torch.no_grad():
+            return log_probabilities(self._model, self._part)
 
 
 def factors_of(

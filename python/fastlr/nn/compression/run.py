@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from fastlr.nn.compression.heal import HealReport, Student, heal
 from fastlr.nn.compression.influence import block_influences
 from fastlr.nn.compression.layer_report import layer_report
 from fastlr.nn.compression.loss_model import LossPrediction, factors_of, measure_layers
+from fastlr.nn.compression.model_files import ModelFiles, batches_key, statistics_key
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
 from fastlr.nn.compression.propagation import (
     MIXTURES,
@@ -28,6 +29,7 @@ from fastlr.nn.compression.propagation import (
 )
 from fastlr.nn.compression.refit import refit
 from fastlr.nn.compression.report import NEVER_CALLED, LayerReport
+from fastlr.nn.compression.run_record import Built, RunRecord
 from fastlr.nn.compression.settings import Settings
 from fastlr.nn.compression.solver import require_finite
 from fastlr.nn.compression.statistics import Grams, Statistics, collect_statistics, walk_statistics
@@ -48,6 +50,8 @@ class CompressionRun:
     """What has been computed so far; the model is not changed."""
 
     settings: Settings
+    files: ModelFiles | None = None
+    record: RunRecord = field(default_factory=RunRecord)
     replacements: dict[str, nn.Module] = field(default_factory=dict)
     reports: list[LayerReport] = field(default_factory=list)
     predictions: list[LossPrediction] = field(default_factory=list)
@@ -73,12 +77,13 @@ class CompressionRun:
     ) -> None:
         """Calibrate and compress, block by block where that is possible."""
         start = time.perf_counter()
-        if not self.settings.block_by_block:
+        if self.files is not None or not self.settings.block_by_block:
+            gradients = self.settings.method.gradients
             statistics = collect(
-                model, stack, blocks, batches, bar, gradients=self.settings.method.gradients
+                model, stack, blocks, batches, bar, gradients=gradients, files=self.files
             )
             self.seconds["statistics"] = time.perf_counter() - start
-            self.from_statistics(model, stack, blocks, statistics, bar)
+            self._from(model, stack, blocks, statistics, bar, batches_key(batches))
             return
         self.batches = list(batches)
         self.tokens = sum(batch.tokens() for batch in batches)
@@ -104,6 +109,20 @@ class CompressionRun:
         bar: Progress,
     ) -> None:
         """Prepare all layers, share the budget between them, and build them."""
+        key = "" if self.files is None else statistics_key(statistics)
+        self._from(model, stack, blocks, statistics, bar, key)
+
+    def _from(
+        self,
+        model: PreTrainedModel,
+        stack: BlockStack,
+        blocks: Blocks,
+        statistics: Statistics | None,
+        bar: Progress,
+        key: str,
+    ) -> None:
+        if self.files is not None:
+            self.record = self.files.record(self.settings, blocks, key)
         start = time.perf_counter()
         calibrated = statistics is not None
         statistics = statistics or Statistics({}, 0)
@@ -118,14 +137,15 @@ class CompressionRun:
         groups = self._groups(model, problems)
         bar.stage("Layers prepared", len(groups))
         candidates = {}
-        for group in groups:
+        for group, following in _with_next(groups):
             bar.step(group.name)
             candidates[group.name] = self._prepare(group)
+            self.record.done_with(group, following)
         factors: dict[str, float] = {}
         if self.settings.allocation == "loss" and statistics.batches:
             began = time.perf_counter()
             budget = self._budget(groups, candidates, {})
-            self.predictions = measure_layers(model, budget, statistics.batches, bar)
+            self.predictions = measure_layers(model, budget, statistics.batches, bar, self.record)
             factors = factors_of(self.predictions, candidates)
             self.seconds["measuring"] = time.perf_counter() - began
         if self.settings.allocation == "block_influence":
@@ -137,10 +157,11 @@ class CompressionRun:
             self._propagate(model, stack, blocks, groups, candidates, chosen, bar)
         else:
             bar.stage("Layers built", len(groups))
-            for group in groups:
+            for group, following in _with_next(groups):
                 bar.step(group.name)
                 # Popped: what a candidate needs is freed once its layer is there.
                 self._build(group, candidates.pop(group.name), chosen[group.name])
+                self.record.done_with(group, following)
         spent = time.perf_counter() - start
         self.seconds["factorization"] = spent - self.seconds["measuring"]
 
@@ -161,22 +182,36 @@ class CompressionRun:
 
         def compress(index: int, pairs: Mapping[str, PairedInputs]) -> Mapping[str, nn.Module]:
             for name in blocks[index]:
-                group, offered = alone[name], candidates.pop(name)
-                pair, size = pairs.get(name), int(offered.sizes[chosen[name]])
-                (problem,) = group.members
-                if pair is None or size == problem.entries:
-                    note = NOT_PROPAGATED if pair is None else ""
-                    self._build(group, offered, chosen[name], note)
-                    continue
-                mixture, offered = self._mixed(problem, pair, size)
-                note = f"{mixture:g} of the propagated error taken up"
-                self._build(group, offered, offered.within(size), note)
-                module = self.replacements.get(name)
-                if self.settings.refit and isinstance(module, FactoredLinear):
-                    refit(module, problem.weight, pair)
+                self._build_propagated(alone[name], candidates.pop(name), chosen[name], pairs)
             return {n: self.replacements[n] for n in blocks[index] if n in self.replacements}
 
         paired_blocks(model, stack, blocks, self.batches, bar, compress)
+
+    def _build_propagated(
+        self,
+        group: LayerGroup,
+        offered: Candidates,
+        index: int,
+        pairs: Mapping[str, PairedInputs],
+    ) -> None:
+        """Build a layer of the chosen size for the inputs that the compressed blocks give it."""
+        (problem,) = group.members
+        pair, size = pairs.get(problem.name), int(offered.sizes[index])
+        if pair is None or size == problem.entries:
+            self._build(group, offered, index, NOT_PROPAGATED if pair is None else "")
+            return
+        done = self.record.built(group)
+        if done is not None:
+            self._take(done)
+            return
+        mixture, offered = self._mixed(problem, pair, size)
+        note = f"{mixture:g} of the propagated error taken up"
+
+        def improve(module: nn.Module) -> None:
+            if self.settings.refit and isinstance(module, FactoredLinear):
+                refit(module, problem.weight, pair)
+
+        self._build(group, offered, offered.within(size), note, improve)
 
     def _mixed(
         self, problem: LayerProblem, pair: PairedInputs, size: int
@@ -216,7 +251,7 @@ class CompressionRun:
         return settings.method.groups(model, problems, settings.ratio, settings.form)
 
     def _prepare(self, group: LayerGroup) -> Candidates:
-        return group.prepare(self.settings.form, self.settings.multiple)
+        return self.record.candidates(group, self.settings.form, self.settings.multiple)
 
     def _influences(
         self,
@@ -231,7 +266,9 @@ class CompressionRun:
             raise ValueError(
                 'allocation="block_influence" needs calibration text to run through the model'
             )
-        measured = block_influences(model, stack, self.batches, bar)
+        measured = self.record.value(
+            "influences", lambda: block_influences(model, stack, self.batches, bar)
+        )
         of_layer = {
             name: influence
             for block, influence in zip(blocks, measured, strict=True)
@@ -271,16 +308,38 @@ class CompressionRun:
                 UserWarning,
             )
 
-    def _build(self, group: LayerGroup, candidates: Candidates, index: int, note: str = "") -> None:
-        built = candidates.build(index)
-        modules = built if isinstance(built, Mapping) else {group.name: built}
-        for problem in group.members:
-            module = modules.get(problem.name)
-            if module is not None:
-                wanted = any(p.requires_grad for p in problem.linear.parameters())
-                module.requires_grad_(wanted)
-                self.replacements[problem.name] = module
-            self.reports.append(layer_report(problem, candidates, index, module, note))
+    def _build(
+        self,
+        group: LayerGroup,
+        candidates: Candidates,
+        index: int,
+        note: str = "",
+        improve: Callable[[nn.Module], None] = lambda module: None,
+    ) -> None:
+        done = self.record.built(group)
+        if done is None:
+            built = candidates.build(index)
+            new = built if isinstance(built, Mapping) else {group.name: built}
+            modules, reports = {}, []
+            for problem in group.members:
+                module = new.get(problem.name)
+                if module is not None:
+                    improve(module)
+                    wanted = any(p.requires_grad for p in problem.linear.parameters())
+                    modules[problem.name] = module.requires_grad_(wanted)
+                reports.append(layer_report(problem, candidates, index, module, note))
+            done = self.record.keep(group, (modules, reports))
+        self._take(done)
+
+    def _take(self, done: Built) -> None:
+        modules, reports = done
+        self.replacements.update(modules)
+        self.reports.extend(reports)
+
+
+def _with_next(groups: Sequence[LayerGroup]) -> Iterator[tuple[LayerGroup, LayerGroup | None]]:
+    """Each group and the one after it."""
+    return zip(groups, [*groups[1:], None], strict=True)
 
 
 def collect(
@@ -291,8 +350,12 @@ def collect(
     bar: Progress,
     *,
     gradients: bool,
+    files: ModelFiles | None = None,
 ) -> Statistics:
     """The statistics of all layers, with the gradients at their outputs or without."""
+    if files is not None:
+        collection = files.collection(model, stack, blocks, batches)
+        return collection.collect(bar, gradients=gradients)
     if gradients:
         return collect_with_gradients(model, blocks, batches, bar)
     return collect_statistics(model, stack, blocks, batches, bar)

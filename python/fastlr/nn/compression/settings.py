@@ -64,6 +64,12 @@ class Settings:
         _check_propagation(mixture, refit, name, chosen, stored)
         return cls(name, chosen, stored, shared, float(ratio), cap, multiple, mixture, bool(refit))
 
+    def shares(self) -> list[object]:
+        """What decides, beside method and form, how small each layer becomes, and for what."""
+        shared = self.allocation
+        given = shared if isinstance(shared, str) else sorted(shared.items())
+        return [self.ratio, given, self.cap, self.propagation, self.refit]
+
     @property
     def needs_calibration(self) -> bool:
         """Whether anything has to be run through the model."""

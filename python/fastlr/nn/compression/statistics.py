@@ -91,10 +91,12 @@ def hearing_inputs(
 class InputCollector:
     """Sums the moments of the inputs of some layers, those with a common input together.
 
-    Layers share an input where the very same tensor enters them; no name is looked at.
+    Layers share an input where the very same tensor enters them; no name is looked at. In errors a
+    batch is called what `called` makes of its number.
     """
 
     layers: Mapping[str, nn.Module]
+    called: Callable[[int], str] = "batch {} (counted from 0)".format
     sums: dict[tuple[str, ...], Gram] = field(default_factory=dict)
     _seen: list[tuple[Tensor, int, list[str], Gram]] = field(default_factory=list)
     _keep: Tensor | None = None
@@ -115,8 +117,8 @@ class InputCollector:
         for _, _, names, gram in self._seen:
             if not bool(torch.isfinite(gram.matrix.diagonal()).all()):
                 raise ValueError(
-                    f"calibration: batch {self._finished} (counted from 0) makes inputs of layer "
-                    f"{names[0]!r} that are not finite; nothing was changed"
+                    f"calibration: {self.called(self._finished)}: the inputs of layer "
+                    f"{names[0]!r} are not finite; nothing was changed"
                 )
             key = tuple(names)
             if key in self.sums:

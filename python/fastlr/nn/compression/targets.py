@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -18,8 +18,11 @@ def find_targets(
     stack: BlockStack,
     targets: str | Sequence[str] | None,
     ignore: str | Sequence[str],
+    after_reading: Callable[[], None] = lambda: None,
 ) -> list[dict[str, nn.Module]]:
     """The linear layers to compress, for every block, by full name.
+
+    `after_reading` is called when a weight has been looked at.
 
     Raises
     ------
@@ -55,6 +58,7 @@ def find_targets(
     for layers in found:
         for name, module in layers.items():
             require_finite(f"model: the weight of layer {name!r}", dense_weight(module))
+            after_reading()
     return found
 
 

@@ -1,0 +1,319 @@
+"""Compressing a language model that is larger than the memory, from one directory to another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastlr.nn import hf
+from fastlr.nn.compression.blocks import find_blocks
+from fastlr.nn.compression.calibration import Calibration
+from fastlr.nn.compression.engine import (
+    Layers,
+    Text,
+    compress_to,
+    require_causal_lm,
+    require_unquantized,
+)
+from fastlr.nn.compression.mapped_tensors import MappedTensors, release
+from fastlr.nn.compression.model_files import ModelFiles
+from fastlr.nn.compression.report import CompressionReport
+from fastlr.nn.compression.settings import Settings
+from fastlr.nn.output import atomic_directory, check_output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What transformers may make itself: buffers, and a tensor that it converts.
+_MOST_IN_MEMORY = 0.01
+_CHUNK = 1 << 24
+# Of the files beside the weights: those of tokenizers, and how to generate.
+_COPIED = (".json", ".jinja", ".model", ".txt")
+
+
+def compress_on_disk(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    ratio: float = 0.2,
+    *,
+    method: str = "auto",
+    form: str | None = None,
+    allocation: str | Mapping[str, float] | None = None,
+    max_layer_ratio: float | None = None,
+    rank_multiple: int = 1,
+    propagation: float | str | None = None,
+    refit: bool = False,
+    calibration: Calibration = None,
+    tokenizer: Any = None,
+    samples: int = 64,
+    seq_len: int = 512,
+    targets: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] = ("lm_head",),
+    seed: int = 0,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> CompressionReport:
+    """Compress a saved language model of any size, with little more than one block in memory.
+
+    What :func:`fastlr.nn.compress_llm` does to a model in memory, and with the same results.
+
+    Parameters
+    ----------
+    source : str or path
+        A directory with a ``config.json`` and safetensors files, as ``save_pretrained`` leaves it.
+    out : str or path
+        The directory to write: the compressed model in one file a block, its config, and from
+        `source` what belongs to a tokenizer. It appears when it is complete.
+    ratio, method, form, allocation, max_layer_ratio, rank_multiple, propagation, refit
+        As in :func:`fastlr.nn.compress_llm`.
+    calibration, tokenizer, samples, seq_len, targets, ignore, seed, progress
+        As in :func:`fastlr.nn.compress_llm`.
+    checkpoint_dir : str or path, optional
+        As in :func:`fastlr.nn.compress_llm`. By default a directory beside `out` that is deleted
+        at the end, whatever that is.
+    overwrite : bool, default False
+        Whether a model that is saved at `out` may be replaced.
+
+    Returns
+    -------
+    CompressionReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`fastlr.nn.compress_llm`; if `source` is no complete checkpoint of safetensors
+        files, or its tensors are not those that transformers keeps in memory (experts that are
+        stored one by one); if `out` is not empty and may not be replaced.
+    OSError
+        If a file cannot be written. What was at `out` before is still there.
+
+    Notes
+    -----
+    Weights, moments and new layers are views of files, that the system reads when they are used
+    and need not keep. In memory are one block and what is computed from it: its Gram matrices,
+    8·i² bytes for each distinct input of width i and, for methods with gradients, 8·o² for each
+    layer with o outputs; some six copies of the largest weight in float64; and the hidden states
+    of the calibration text between two blocks, with gradients as often again.
+
+    The disk holds what `checkpoint_dir` is said to need, and the compressed model once more while
+    it is written. Each block is read from disk or the system's cache about once for every pass, and
+    for each 1024 tokens that the predictions of "loss" are measured on.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from pathlib import Path
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from fastlr.nn import compress_on_disk, load
+    >>> place = Path(tempfile.mkdtemp())
+    >>> LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
+    ...     num_hidden_layers=2, num_attention_heads=4)).save_pretrained(place / "dense")
+    >>> report = compress_on_disk(place / "dense", place / "small", 0.3, seq_len=16, samples=4,
+    ...     calibration=torch.arange(64), progress=False)
+    >>> report.ratio_achieved >= 0.3, type(load(place / "small")).__name__
+    (True, 'LlamaForCausalLM')
+    """
+    source, out = Path(source), Path(out)
+    check_output(out, overwrite=overwrite, model=source)
+    hf.check_directory(source, "compress_on_disk")
+    stored = _MappedModel.of(source)
+    model = stored.build()
+    require_causal_lm(model)
+    require_unquantized(model)
+    settings = Settings.of(
+        ratio,
+        method,
+        form,
+        allocation,
+        max_layer_ratio,
+        rank_multiple,
+        propagation,
+        refit,
+        model.dtype,
+    )
+    text = Text(calibration, tokenizer, samples, seq_len, seed)
+    # Made before any work: a place that cannot be written costs no waiting.
+    with atomic_directory(out) as partial, _checkpoint(checkpoint_dir, out) as directory:
+
+        def files() -> ModelFiles:
+            return ModelFiles.keyed(directory, stored.key(), stored.release)
+
+        with stored.released_after_blocks(model):
+            compress_to(
+                settings,
+                model,
+                text,
+                Layers(targets, ignore),
+                files,
+                progress=progress,
+                after_reading=stored.release,
+            )
+        _write(model, partial, stored)
+        _copy_beside(source, partial)
+    report: CompressionReport = model.__dict__["fastlr_report"]
+    return report
+
+
+@contextmanager
+def _checkpoint(given: str | os.PathLike[str] | None, out: Path) -> Iterator[Path]:
+    """The directory for what is computed; without one of the user's, for the time being."""
+    if given is not None:
+        yield Path(given)
+        return
+    out = Path(os.path.abspath(out))
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.work-", dir=out.parent) as directory:
+        yield Path(directory)
+
+
+@dataclass(frozen=True)
+class _MappedModel:
+    """A saved model whose tensors stay where they are.
+
+    Attributes
+    ----------
+    directory : Path
+    paths : list of Path
+        Its weight files.
+    """
+
+    directory: Path
+    paths: list[Path]
+    _maps: weakref.WeakSet[mmap]
+
+    @classmethod
+    def of(cls, directory: Path) -> _MappedModel:
+        names = hf.weight_files(directory, "compress_on_disk")
+        return cls(directory, [directory / name for name in names], weakref.WeakSet())
+
+    def build(self) -> PreTrainedModel:
+        """The model; its parameters are the tensors in the files.
+
+        ValueError if a parameter is missing, or transformers has to convert some.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config: Any = AutoConfig.from_pretrained(self.directory)
+        of_config: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            kind: Any = type(of_config.from_config(config))
+        tensors: dict[str, Tensor] = {}
+        for path in self.paths:
+            mapped = MappedTensors(path)
+            self._maps.add(mapped.memory)
+            tensors.update(mapped.tensors)
+        dtypes = [t.dtype for t in tensors.values() if t.is_floating_point()]
+        dtype = max(set(dtypes), key=dtypes.count)
+        model, found = kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+        if found["missing_keys"] or found["mismatched_keys"]:
+            name = min([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
+            raise ValueError(
+                f"compress_on_disk: the checkpoint {str(self.directory)!r} holds no tensor that "
+                f"fits {name} of {kind.__name__}"
+            )
+        self._require_mapped(model, tensors)
+        loaded: PreTrainedModel = model.eval()
+        return loaded
+
+    def _require_mapped(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+        places = {tensor.data_ptr() for tensor in tensors.values()}
+        sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+        others = {n: sizes[n] for n, p in model.named_parameters() if p.data_ptr() not in places}
+        if sum(others.values()) > _MOST_IN_MEMORY * sum(sizes.values()):
+            name = max(others, key=lambda name: others[name])
+            raise ValueError(
+                f"compress_on_disk: {name} is stored in another way than {type(model).__name__} "
+                "keeps it, and would be converted in memory; load the model and use compress_llm"
+            )
+
+    def key(self) -> str:
+        """A name for the content of the files."""
+        found = hashlib.sha256()
+        for path in [self.directory / "config.json", *self.paths]:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    found.update(chunk)
+        return found.hexdigest()[:16]
+
+    def release(self) -> None:
+        """Let the system forget what it has read of the files."""
+        for memory in self._maps:
+            release(memory)
+
+    @contextmanager
+    def released_after_blocks(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within, each block is forgotten when it has run."""
+        blocks = find_blocks(model).blocks
+        handles = [block.register_forward_hook(lambda *_: self.release()) for block in blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _write(model: PreTrainedModel, directory: Path, stored: _MappedModel) -> None:
+    """Save the model, each block in a file of its own."""
+    from safetensors.torch import save_file
+
+    shards = _shards(model)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        state = model.state_dict()
+        tensors = {name: state[name].contiguous() for name in names}
+        save_file(tensors, directory / file, {"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+        total += sum(t.numel() * t.element_size() for t in tensors.values())
+        stored.release()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    path = directory / "model.safetensors.index.json"
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    generation: Any = model.generation_config
+    generation.save_pretrained(directory)
+
+
+def _shards(model: PreTrainedModel) -> list[list[str]]:
+    """The names of the tensors of each file: what is outside the blocks, then the blocks."""
+    stack = find_blocks(model)
+    prefixes = [f"{stack.block_name(index)}." for index in range(len(stack.blocks))]
+    block_of = {prefix: number for number, prefix in enumerate(prefixes, 1)}
+    shards: list[list[str]] = [[] for _ in range(len(prefixes) + 1)]
+    seen: set[tuple[int, torch.Size]] = set()
+    depth = stack.name.count(".") + 2
+    for name, tensor in model.state_dict().items():
+        place = tensor.data_ptr(), tensor.shape
+        # Of tied tensors the first one is saved, as transformers does.
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        prefix = ".".join(name.split(".")[:depth]) + "."
+        shards[block_of.get(prefix, 0)].append(name)
+    return shards
+
+
+def _copy_beside(source: Path, out: Path) -> None:
+    """Copy what belongs to the tokenizer, and how to generate."""
+    for path in source.iterdir():
+        named = path.suffix in _COPIED and not path.name.endswith(".index.json")
+        if path.is_file() and named and path.name != "config.json":
+            shutil.copyfile(path, out / path.name)
