@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Gram:
     total, magnitude : Tensor of shape (i,), optional
         The sums of x and of its absolute values, of which the methods make means; None where they
         were not collected.
+    after_reading : callable, optional
+        Called when the matrix has been read through; one that lies in a file can leave memory then.
 
     Raises
     ------
@@ -53,6 +56,7 @@ class Gram:
         tokens: int = 0,
         total: Tensor | None = None,
         magnitude: Tensor | None = None,
+        after_reading: Callable[[], None] = lambda: None,
     ) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Gram: matrix must be square, got shape {tuple(matrix.shape)}")
@@ -60,6 +64,7 @@ class Gram:
         self.tokens = tokens
         self.total = total
         self.magnitude = magnitude
+        self._after_reading = after_reading
         self._eigen: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -70,7 +75,9 @@ class Gram:
     @property
     def unit(self) -> Tensor:
         """G / scale."""
-        return self.matrix / self.scale
+        scaled = self.matrix / self.scale
+        self._after_reading()
+        return scaled
 
     @classmethod
     def of(cls, inputs: Tensor, *, exact: bool = True) -> Gram:

@@ -91,7 +91,8 @@ class CompressionRun:
         source = walk_statistics(model, stack, blocks, batches, bar, steps_between=count)
         for layers, grams in zip(blocks, source, strict=True):
             began = time.perf_counter()
-            for group in self._groups(model, _problems(layers, grams, {}, calibrated=True)):
+            problems = self._problems(layers, grams, {}, calibrated=True)
+            for group in self._groups(model, problems):
                 bar.step(group.name)
                 candidates = {group.name: self._prepare(group)}
                 chosen = self._allocate([group], candidates, {})
@@ -133,7 +134,7 @@ class CompressionRun:
                 f"{self.settings.name!r} needs; make them with calibrate(..., gradients=True)"
             )
         layers = {name: module for block in blocks for name, module in block.items()}
-        problems = _problems(layers, statistics.grams, statistics.gradients, calibrated)
+        problems = self._problems(layers, statistics.grams, statistics.gradients, calibrated)
         groups = self._groups(model, problems)
         bar.stage("Layers prepared", len(groups))
         candidates = {}
@@ -245,6 +246,26 @@ class CompressionRun:
         report = heal(model, student, self.batches, steps, seed=seed, bar=bar)
         self.seconds["healing"] = time.perf_counter() - start
         return student, report
+
+    def _problems(
+        self,
+        layers: Mapping[str, nn.Module],
+        grams: Grams,
+        gradients: Grams,
+        calibrated: bool,
+    ) -> list[LayerProblem]:
+        found = []
+        for name, module in layers.items():
+            gram = grams.get(name)
+            note = ""
+            if calibrated and gram is None:
+                note = NEVER_CALLED
+                warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", UserWarning)
+            if gram is not None:
+                require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
+                self.record.after_reading()
+            found.append(LayerProblem(name, module, gram, gradients.get(name), note=note))
+        return found
 
     def _groups(self, model: nn.Module, problems: Sequence[LayerProblem]) -> list[LayerGroup]:
         settings = self.settings
@@ -359,19 +380,3 @@ def collect(
     if gradients:
         return collect_with_gradients(model, blocks, batches, bar)
     return collect_statistics(model, stack, blocks, batches, bar)
-
-
-def _problems(
-    layers: Mapping[str, nn.Module], grams: Grams, gradients: Grams, calibrated: bool
-) -> list[LayerProblem]:
-    found = []
-    for name, module in layers.items():
-        gram = grams.get(name)
-        note = ""
-        if calibrated and gram is None:
-            note = NEVER_CALLED
-            warn(f"compress_llm: layer {name!r}: {NEVER_CALLED}", UserWarning)
-        if gram is not None:
-            require_finite(f"model: the sum over the inputs of layer {name!r}", gram.matrix)
-        found.append(LayerProblem(name, module, gram, gradients.get(name), note=note))
-    return found

@@ -42,6 +42,9 @@ class RunRecord:
     def done_with(self, group: LayerGroup, following: LayerGroup | None) -> None:
         """One group is finished, and `following` is next."""
 
+    def after_reading(self) -> None:
+        """Something large has been read through."""
+
 
 @dataclass
 class StoredRun(RunRecord):
@@ -136,9 +139,11 @@ class StoredRun(RunRecord):
         for gram in _grams(group):
             if id(gram) not in needed:
                 gram.forget()
-        self.curves.release()
-        self.layers.release()
         self.release()
+
+    def after_reading(self) -> None:
+        if self.release is not None:
+            self.release()
 
     def _name(self, group: LayerGroup) -> str:
         """A file name: groups come in the same order whenever the same run is made."""

@@ -192,6 +192,7 @@ class StoredCollection:
                     tokens,
                     tensors.get(f"{number}.total"),
                     tensors.get(f"{number}.magnitude"),
+                    self.release,
                 )
                 for number, tokens in enumerate(facts["tokens"])
             ]
