@@ -50,9 +50,10 @@ def is_dequantized_gguf(model: PreTrainedModel) -> bool:
 
 
 def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model that fastlr has compressed and ``save_pretrained`` has saved.
+    """Load a model that fastlr has compressed and ``save_pretrained`` has saved.
 
-    The same as ``AutoModelForCausalLM.from_pretrained``, with a check of the directory first, so
+    The same as ``from_pretrained`` of the model's class in transformers, which the directory's
+    config names (``LlamaForCausalLM``, ``BertModel``, …), with a check of the directory first, so
     that one that was not written completely is reported as such.
 
     Parameters
@@ -70,7 +71,8 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        If the directory does not exist, or a file is missing or incomplete.
+        If the directory does not exist, a file is missing or incomplete, or transformers has no
+        class of the name.
 
     Examples
     --------
@@ -90,10 +92,31 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """
     check_directory(Path(directory))
     register()
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(os.fspath(directory), **kwargs)
+    kind = _model_class(Path(directory))
+    model: PreTrainedModel = kind.from_pretrained(os.fspath(directory), **kwargs)
     return model
+
+
+def _model_class(directory: Path) -> Any:
+    """The class that the config names; for code of the model's own, transformers' automatic one."""
+    import transformers
+
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names, own = config.get("architectures") or [], config.get("auto_map") or {}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"load: {str(path)!r} is not a model's config ({error})") from error
+    if own:
+        causal = "AutoModelForCausalLM" in own
+        return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    kind = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise ValueError(
+            f"load: architectures in {str(path)!r} must name one model class of transformers, got "
+            f"{names}; load it by from_pretrained of its own class"
+        )
+    return kind
 
 
 def check_directory(directory: Path) -> None:
