@@ -7,6 +7,7 @@ from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    BorrowedLinear,
     CPConv2d,
     CURLinear,
     DictionaryLinear,
@@ -31,6 +32,7 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "BorrowedLinear",
     "CPConv2d",
     "CURLinear",
     "CompressionReport",

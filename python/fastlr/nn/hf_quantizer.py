@@ -15,6 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
+    BorrowedLinear,
     CURLinear,
     DictionaryLinear,
     InterpolativeLinear,
@@ -32,9 +33,10 @@ from fastlr.nn.modules.replace import replace_modules
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
-# Of a layer without a basis of its own: the name of the one that lends it.
+# Of a layer without a basis, or without any numbers, of its own: the name of the one that lends it.
 LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
+    "BorrowedLinear": BorrowedLinear,
     "CURLinear": CURLinear,
     "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
@@ -104,7 +106,8 @@ class FastlrConfig(QuantizationConfigMixin):
         }
         names = {id(module): name for name, module in compressed.items()}
         for name, module in compressed.items():
-            if isinstance(module, SharedBasisLinear) and module.basis is None:
+            borrows = isinstance(module, SharedBasisLinear) and module.basis is None
+            if isinstance(module, BorrowedLinear) or borrows:
                 layers[name][LENDER] = names[id(module.lender)]
         experts = [n for n, module in model.named_modules() if isinstance(module, RoutedExperts)]
         return cls(layers, experts, fastlr_version=fastlr.__version__)

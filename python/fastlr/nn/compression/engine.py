@@ -86,6 +86,8 @@ def compress_llm(
           the mean of the inputs, with a bias.
         - "rocket", "cospadi": sparse combinations of the rows of a dictionary, chosen once or
           learned.
+        - "sub_moe": of a mixture of experts, those that do the same are stored once, where that is
+          predicted to be better than a lower rank of each; other layers as "svd_llm".
         - "modegpt": smaller layers: MLPs with fewer hidden units, heads with fewer dimensions.
         - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
           Fisher information; "svd": the least error of the weight, "welore" with ranks by one
