@@ -282,7 +282,7 @@ def test_load_wants_a_class_of_transformers(tmp_path):
         path.write_text(json.dumps({**config, "architectures": names}))
         with pytest.raises(ValueError, match="must name one model class of transformers, got"):
             load(tmp_path)
-    for broken in ("{", "[]"):
-        path.write_text(broken)
+    for broken in (b"{", b"[]", bytes(range(128, 256))):
+        path.write_bytes(broken)
         with pytest.raises(ValueError, match="is not a model's config"):
             load(tmp_path)

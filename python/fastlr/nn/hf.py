@@ -71,8 +71,8 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        If the directory does not exist, a file is missing or incomplete, or transformers has no
-        class of the name.
+        If the directory does not exist, a file or a weight is missing or incomplete, the model is
+        quantized, or transformers has no class of the name.
 
     Examples
     --------
@@ -91,30 +91,51 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     True
     """
     check_directory(Path(directory))
+    config = _read_config(Path(directory))
     register()
-    kind = _model_class(Path(directory))
-    model: PreTrainedModel = kind.from_pretrained(os.fspath(directory), **kwargs)
+    kind = _model_class(config, Path(directory))
+    loaded = kind.from_pretrained(os.fspath(directory), output_loading_info=True, **kwargs)
+    model: PreTrainedModel = loaded[0]
+    absent = sorted(loaded[1]["missing_keys"])
+    if absent:
+        raise ValueError(
+            f"load: the directory {os.fspath(directory)!r} was not written completely: the weights "
+            f"of {len(absent)} tensors are missing, the first is {absent[0]}"
+        )
     return model
 
 
-def _model_class(directory: Path) -> Any:
-    """The class that the config names; for code of the model's own, transformers' automatic one."""
-    import transformers
-
+def _read_config(directory: Path) -> dict[str, Any]:
+    """The model's config, of plain weights or of compressed layers; ValueError for any other."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        names, own = config.get("architectures") or [], config.get("auto_map") or {}
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"load: {str(path)!r} is not a model's config ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"load: {str(path)!r} is not a model's config, but a {type(config)}")
+    kind = (config.get("quantization_config") or {}).get("quant_method", "fastlr")
+    if kind != "fastlr":
+        raise ValueError(
+            f"load: the model in {str(directory)!r} is quantized with {kind}; only models that "
+            "fastlr has compressed, and dense ones, can be loaded"
+        )
+    return config
+
+
+def _model_class(config: dict[str, Any], directory: Path) -> Any:
+    """The class that the config names; for code of the model's own, transformers' automatic one."""
+    import transformers
+
+    names, own = config.get("architectures") or [], config.get("auto_map") or {}
     if own:
         causal = "AutoModelForCausalLM" in own
         return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     kind = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
     if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
         raise ValueError(
-            f"load: architectures in {str(path)!r} must name one model class of transformers, got "
-            f"{names}; load it by from_pretrained of its own class"
+            f"load: architectures in the config of {str(directory)!r} must name one model class of "
+            f"transformers, got {names}; load it by from_pretrained of its own class"
         )
     return kind
 
