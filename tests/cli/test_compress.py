@@ -117,6 +117,8 @@ def test_a_nan_is_null_in_json(fastlr, tiny_model, text_file, monkeypatch):
         (["{no_weights}", "{out}"], "cannot be loaded"),
         (["{unknown_type}", "{out}"], "cannot be loaded"),
         (["{not_causal}", "{out}"], "cannot be loaded"),
+        (["{an_encoder}", "{out}"], "weights are missing"),
+        (["{quantized}", "{out}"], "optimum"),
         (["{model}", "{out}", "--ratio", "1"], "--ratio"),
         (["{model}", "{out}", "--ratio", "nan"], "--ratio"),
         (["{model}", "{out}", "--calibration", "{absent}"], "No such file"),
@@ -215,6 +217,15 @@ class _Places(dict):
     def _unknown_type(self, path):
         self._with_config(path, model_type="abacus")
 
+    def _quantized(self, path):
+        self._with_config(path, quantization_config={"quant_method": "gptq", "bits": 4})
+
+    def _an_encoder(self, path):
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        BertModel(BertConfig(vocab_size=64, intermediate_size=16, **sizes)).save_pretrained(path)
+
     def _not_causal(self, path):
         self._with_config(path, model_type="vit")
 
@@ -222,6 +233,38 @@ class _Places(dict):
         shutil.copytree(self.tiny_model, path)
         config = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+# As on a full disk: no file can grow beyond so many bytes.
+FULL = """
+import resource, sys
+import fastlr.nn, transformers
+from fastlr.cli import main
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("limit", "before"), [(20_000, True), (300, False)])
+def test_a_full_disk_leaves_what_was_there(tiny_model, tmp_path, limit, before):
+    """The weights do not fit, or not even the config."""
+    pytest.importorskip("resource")
+    out = tmp_path / "out"
+    words = ["compress", str(tiny_model), str(out), "--method", "svd"]
+    if before:
+        shutil.copytree(tiny_model, out)
+    there = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL, str(limit), *words, "--overwrite"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    (complaint,) = [line for line in ran.stderr.splitlines() if line.startswith("fastlr: ")]
+    assert "File too large" in complaint
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == there
 
 
 def test_the_command_as_a_process(tiny_model, text_file):

@@ -274,7 +274,8 @@ def test_the_default_is_better_than_low_rank(make_model, tokens):
     assert found["two_sided"] < found["svd_llm"]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+# Without "sub_moe", which is for mixtures of experts.
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"sub_moe"}))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_method_on_every_architecture(make_model, tokens, logits, architecture, method):
     model = make_model(architecture)

@@ -339,6 +339,38 @@ def test_a_checkpoint_with_holes_is_refused(saved):
         load(directory)
 
 
+def test_dense_weights_that_are_missing_are_not_filled_in(saved):
+    from safetensors.torch import load_file, save_file
+
+    _, directory = saved()
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.norm.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors are missing, the first is model\.norm\.wei"):
+        load(directory)
+
+
+def test_a_shard_that_is_no_safetensors_file(saved):
+    _, directory = saved(max_shard_size="20KB")
+    shard = sorted(directory.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    for damaged in (b"", b"\xff" * len(content), content[:8] + b"?" + content[9:], content + b"0"):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"not written completely: {shard.name} cannot be"):
+            load(directory)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "bitsandbytes", "fp8", "of tomorrow"])
+def test_models_of_another_quantization_are_not_loaded(saved, kind):
+    _, directory = saved()
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": kind}}))
+    with pytest.raises(ValueError, match=f"is quantized with {kind}; only models that fastlr"):
+        load(directory)
+
+
 def test_descriptions_this_version_does_not_know(saved):
     _, directory = saved()
     path = directory / "config.json"

@@ -33,6 +33,7 @@ Method = Literal[
     "svd_llm",
     "saes",
     "basis_sharing",
+    "sub_moe",
     "modegpt",
     "asvd",
     "fwsvd",

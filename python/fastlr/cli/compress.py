@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlr.cli.console import Progress, megabytes, percent, print_json
+from fastlr.cli.errors import sentence
 from fastlr.cli.evaluate import Measured, check_text, measure, read_windows
 from fastlr.cli.models import ModelSource, find_model, has_tokenizer, load_model, load_tokenizer
 from fastlr.nn.output import atomic_directory, check_output, directory_size
@@ -53,9 +54,7 @@ def compress(request: CompressRequest, *, as_json: bool) -> None:
             _compress(model, tokenizer, request)
         after = _perplexity(model, tokens, request, progress, "after")
         with progress.stage("save", f"Saving to {request.out}"):
-            model.save_pretrained(partial)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
+            _save(model, tokenizer, partial, request.out)
     report: Any = model.fastlr_report
     result = {
         "model": str(source.path),
@@ -146,6 +145,21 @@ def _compress(
         seed=request.seed,
         progress=True,
     )
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, partial: Path, out: Path
+) -> None:
+    """Write both to `partial`; ValueError, of `out`, where there is no room for them."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+    # What safetensors raises is no OSError, even where the disk is full.
+    except SafetensorError as error:
+        raise ValueError(f"{out} cannot be written: {sentence(error)}") from error
 
 
 def _print(

@@ -14,6 +14,7 @@ from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    BorrowedLinear,
     CPConv2d,
     CURLinear,
     DictionaryLinear,
@@ -38,6 +39,7 @@ from fastlr.nn.modules import (
 )
 
 __all__ = [
+    "BorrowedLinear",
     "CPConv2d",
     "CURLinear",
     "CompressionReport",

@@ -216,7 +216,14 @@ def check_vocabulary(owner: str, model: PreTrainedModel, tokens: Tensor) -> None
 def check_context(owner: str, model: PreTrainedModel, seq_len: int) -> None:
     """Raise ValueError if windows of `seq_len` tokens do not fit the model's context."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < seq_len:
+    if not isinstance(limit, int) or limit <= 0:
+        return
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from the row after that of padding.
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            limit -= padding + 1
+    if limit < seq_len:
         raise ValueError(
             f"{owner}: seq_len must be at most {limit}, the model's longest context, got {seq_len}"
         )

@@ -50,9 +50,10 @@ def is_dequantized_gguf(model: PreTrainedModel) -> bool:
 
 
 def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
-    """Load a causal language model that fastlr has compressed and ``save_pretrained`` has saved.
+    """Load a model that fastlr has compressed and ``save_pretrained`` has saved.
 
-    The same as ``AutoModelForCausalLM.from_pretrained``, with a check of the directory first, so
+    The same as ``from_pretrained`` of the model's class in transformers, which the directory's
+    config names (``LlamaForCausalLM``, ``BertModel``, …), with a check of the directory first, so
     that one that was not written completely is reported as such.
 
     Parameters
@@ -70,7 +71,8 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        If the directory does not exist, or a file is missing or incomplete.
+        If the directory does not exist, a file or a weight is missing or incomplete, the model is
+        quantized, or transformers has no class of the name.
 
     Examples
     --------
@@ -90,10 +92,55 @@ def load(directory: str | os.PathLike[str], **kwargs: Any) -> PreTrainedModel:
     """
     check_directory(Path(directory), "load")
     register()
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(os.fspath(directory), **kwargs)
+    kind = model_class(Path(directory), "load")
+    loaded = kind.from_pretrained(os.fspath(directory), output_loading_info=True, **kwargs)
+    model: PreTrainedModel = loaded[0]
+    absent = sorted(loaded[1]["missing_keys"])
+    if absent:
+        raise ValueError(
+            f"load: the directory {os.fspath(directory)!r} was not written completely: the weights "
+            f"of {len(absent)} tensors are missing, the first is {absent[0]}"
+        )
     return model
+
+
+def model_class(directory: Path, caller: str) -> Any:
+    """The class that the config names; for code of the model's own, transformers' automatic one.
+
+    ValueError if it names none, or the weights are quantized by another tool.
+    """
+    import transformers
+
+    config = _read_config(directory, caller)
+    names, own = config.get("architectures") or [], config.get("auto_map") or {}
+    if own:
+        causal = "AutoModelForCausalLM" in own
+        return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    kind = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise ValueError(
+            f"{caller}: architectures in the config of {str(directory)!r} must name one model "
+            f"class of transformers, got {names}; load it by from_pretrained of its own class"
+        )
+    return kind
+
+
+def _read_config(directory: Path, caller: str) -> dict[str, Any]:
+    """The model's config, of plain weights or of compressed layers; ValueError for any other."""
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{caller}: {str(path)!r} is not a model's config ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{caller}: {str(path)!r} is not a model's config, but a {type(config)}")
+    kind = (config.get("quantization_config") or {}).get("quant_method", "fastlr")
+    if kind != "fastlr":
+        raise ValueError(
+            f"{caller}: the model in {str(directory)!r} is quantized with {kind}; only models that "
+            "fastlr has compressed, and dense ones, can be loaded"
+        )
+    return config
 
 
 def check_directory(directory: Path, caller: str) -> None:

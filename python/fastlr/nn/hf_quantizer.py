@@ -5,17 +5,17 @@ Importing it registers them, and imports transformers: only :func:`fastlr.nn.hf.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
+    BorrowedLinear,
     CURLinear,
     DictionaryLinear,
     InterpolativeLinear,
@@ -33,9 +33,10 @@ from fastlr.nn.modules.replace import replace_modules
 
 QUANT_METHOD = "fastlr"
 FORMAT_VERSION = 1
-# Of a layer without a basis of its own: the name of the one that lends it.
+# Of a layer without a basis, or without any numbers, of its own: the name of the one that lends it.
 LENDER = "lender"
 CLASSES: dict[str, type[CompressedLinear]] = {
+    "BorrowedLinear": BorrowedLinear,
     "CURLinear": CURLinear,
     "DictionaryLinear": DictionaryLinear,
     "InterpolativeLinear": InterpolativeLinear,
@@ -105,23 +106,15 @@ class FastlrConfig(QuantizationConfigMixin):
         }
         names = {id(module): name for name, module in compressed.items()}
         for name, module in compressed.items():
-            if isinstance(module, SharedBasisLinear) and module.basis is None:
+            borrows = isinstance(module, SharedBasisLinear) and module.basis is None
+            if isinstance(module, BorrowedLinear) or borrows:
                 layers[name][LENDER] = names[id(module.lender)]
         experts = [n for n, module in model.named_modules() if isinstance(module, RoutedExperts)]
         return cls(layers, experts, fastlr_version=fastlr.__version__)
 
-    def build(self, dtype_of: Callable[[str], torch.dtype]) -> dict[str, CompressedLinear]:
-        """Empty layers on the meta device, as those described, of the dtypes asked for."""
-        built = {name: self._empty(name, dtype_of(name)) for name in self.layers}
-        for name, description in self.layers.items():
-            if LENDER in description:
-                borrower, lender = built[name], built[description[LENDER]]
-                assert isinstance(borrower, SharedBasisLinear)
-                assert isinstance(lender, SharedBasisLinear)
-                borrower.borrow(lender)
-        return built
-
-    def _empty(self, name: str, dtype: torch.dtype) -> CompressedLinear:
+    def build(self, name: str, replaced: nn.Module) -> CompressedLinear:
+        """An empty layer on the meta device, as `name` was, in place of `replaced`."""
+        dtype = replaced.get_parameter("weight").dtype
         arguments = {key: value for key, value in self.layers[name].items() if key != LENDER}
         kind = arguments.pop("class")
         if kind not in CLASSES:
@@ -129,6 +122,13 @@ class FastlrConfig(QuantizationConfigMixin):
                 f"this checkpoint's layer {name!r} is of the unknown class {kind!r}: update fastlr"
             )
         return CLASSES[kind](**arguments, device="meta", dtype=dtype)
+
+    def lend(self, built: Mapping[str, CompressedLinear]) -> None:
+        """Let layers that borrow know from which they do."""
+        for name, description in self.layers.items():
+            if LENDER in description:
+                borrower: Any = built[name]
+                borrower.borrow(built[description[LENDER]])
 
 
 @register_quantizer(QUANT_METHOD)
@@ -145,14 +145,12 @@ class FastlrQuantizer(HfQuantizer):
             )
         for name in map(partial(_name_in, model), self.quantization_config.experts):
             replace_modules(model, {name: RoutedExperts(model.get_submodule(name))})
-        own_name = {name: _name_in(model, name) for name in self.quantization_config.layers}
-
-        def dtype_of(name: str) -> torch.dtype:
-            dtype: torch.dtype = model.get_submodule(own_name[name]).weight.dtype
-            return dtype
-
-        for name, layer in self.quantization_config.build(dtype_of).items():
-            replace_modules(model, {own_name[name]: layer})
+        built = {}
+        for name in self.quantization_config.layers:
+            own_name = _name_in(model, name)
+            built[name] = self.quantization_config.build(name, model.get_submodule(own_name))
+            replace_modules(model, {own_name: built[name]})
+        self.quantization_config.lend(built)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Refuse a checkpoint with holes, then hand back a model with plain weights."""

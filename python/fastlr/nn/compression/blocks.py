@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compression.calibration import Batch
-from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.compression.forward_pass import run_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +23,7 @@ class _LastBlockReached(Exception):
 
 @dataclass(frozen=True)
 class BlockStack:
-    """The decoder blocks of a model.
+    """The blocks of a model, of its decoder or its encoder.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ def find_blocks(model: nn.Module) -> BlockStack:
     ]
     if not candidates:
         raise ValueError(
-            f"model must keep its decoder blocks in an nn.ModuleList, got {type(model).__name__}"
+            f"model must keep its blocks in an nn.ModuleList, got {type(model).__name__}"
         )
     _, name, modules = max(candidates, key=lambda candidate: candidate[0])
     return BlockStack(name, list(modules))
@@ -203,18 +203,12 @@ class BlockWalk:
                 raise _LastBlockReached
 
         handles = []
-        device = embedding_weight(self._model).device
-        mask = batch.attention_mask
         try:
             for block in blocks:
                 handles.append(block.register_forward_pre_hook(enter, with_kwargs=True))
                 handles.append(block.register_forward_hook(leave))
             with torch.no_grad(), _skipping(blocks, skip):
-                self._model(
-                    input_ids=batch.input_ids.to(device),
-                    attention_mask=mask.to(device) if mask is not None else None,
-                    use_cache=False,
-                )
+                run_batch(self._model, batch)
         except _LastBlockReached:
             pass
         finally:
@@ -262,7 +256,7 @@ def hidden_of(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor):
         raise ValueError(
-            f"model: a decoder block must return its hidden states, got {type(output).__name__}"
+            f"model: a block must return its hidden states, got {type(output).__name__}"
         )
     return hidden
 

@@ -23,6 +23,7 @@ Calibration: TypeAlias = (
     "Iterable[Tensor | Mapping[str, Tensor]] | None"
 )
 _TOKENS_A_BATCH = 2048
+_BESIDE = ("attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Batch:
     input_ids : Tensor of shape (sequences, length), int64
     attention_mask : Tensor of the same shape or None
         Zero where a position is padding; such positions do not count.
+    token_type_ids : Tensor of the same shape or None
+        Which of two texts a token belongs to, for models that are told.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
     def tokens(self) -> int:
         """The positions that count."""
@@ -47,8 +51,8 @@ class Batch:
 
     def rows(self, chosen: Tensor | slice) -> Batch:
         """Some of the sequences."""
-        mask = self.attention_mask
-        return Batch(self.input_ids[chosen], None if mask is None else mask[chosen])
+        beside = (self.attention_mask, self.token_type_ids)
+        return Batch(self.input_ids[chosen], *(None if t is None else t[chosen] for t in beside))
 
     def parts(self, tokens: int = 1024) -> Iterator[Batch]:
         """The sequences in order, some `tokens` tokens of them at a time, at least one sequence."""
@@ -176,13 +180,14 @@ def _from_items(
 
 def _from_item(item: Any) -> Batch:
     """One batch of the user's own: a tensor, or a mapping with input_ids."""
-    mask = None
+    beside: dict[str, Any] = {}
     if isinstance(item, Mapping):
         if "input_ids" not in item:
             raise ValueError(
                 f"calibration: a batch must have the key 'input_ids', got {sorted(item)}"
             )
-        item, mask = item["input_ids"], item.get("attention_mask")
+        beside = {key: item[key] for key in _BESIDE if item.get(key) is not None}
+        item = item["input_ids"]
     if not isinstance(item, Tensor):
         raise TypeError(
             "calibration: a batch must be a token tensor or a mapping with input_ids, got "
@@ -195,9 +200,14 @@ def _from_item(item: Any) -> Batch:
             "calibration: a batch must be a non-empty tensor with one or two dimensions, got shape "
             f"{tuple(item.shape)}"
         )
-    if mask is not None:
-        mask = mask.reshape(ids.shape).cpu()
-    return Batch(ids.to(torch.int64).cpu(), mask)
+    for key, given in beside.items():
+        if given.shape not in (ids.shape, item.shape):
+            raise ValueError(
+                f"calibration: {key} of a batch must have its shape {tuple(item.shape)}, got "
+                f"{tuple(given.shape)}"
+            )
+    rest = {key: given.reshape(ids.shape).cpu() for key, given in beside.items()}
+    return Batch(ids.to(torch.int64).cpu(), **rest)
 
 
 def require_token_ids(tokens: Tensor) -> None:

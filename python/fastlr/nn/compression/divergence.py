@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlr.nn.compression.calibration import Batch
-from fastlr.nn.evaluate import embedding_weight
+from fastlr.nn.compression.forward_pass import run_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 
 def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """At every position, sequences × length × vocabulary; half types become float32."""
-    device = embedding_weight(model).device
-    mask = batch.attention_mask
-    logits: Tensor = model(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=None if mask is None else mask.to(device),
-        use_cache=False,
-    ).logits
+    logits: Tensor = run_batch(model, batch).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

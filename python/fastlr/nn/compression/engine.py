@@ -1,4 +1,4 @@
-"""Compressing a causal language model: calibrate, compress, replace."""
+"""Compressing a language model: calibrate, compress, replace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastlr.nn import hf
 from fastlr.nn.compression.blocks import find_blocks
@@ -15,6 +15,11 @@ from fastlr.nn.compression.experts import Unfused, unfused_experts
 from fastlr.nn.compression.heal import HealReport, Student
 from fastlr.nn.compression.interrupt import interrupt_deferred
 from fastlr.nn.compression.model_files import ModelFiles
+from fastlr.nn.compression.model_kind import (
+    METHOD_WITHOUT_LOSS,
+    require_accepted,
+    require_no_loss,
+)
 from fastlr.nn.compression.report import CompressionReport, ModelSize
 from fastlr.nn.compression.run import CompressionRun, collect
 from fastlr.nn.compression.settings import Settings
@@ -53,7 +58,7 @@ def compress_llm(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> PreTrainedModel:
-    """Replace the linear layers of a causal language model by smaller ones.
+    """Replace the linear layers of a language model by smaller ones.
 
     The numbers that may be stored are spent where they keep the most of the model: its loss is
     modelled by the second moments of every layer's inputs and of the loss's gradients at its
@@ -63,14 +68,17 @@ def compress_llm(
     ----------
     model : transformers.PreTrainedModel
         A decoder-only causal language model of any float dtype, changed in place. One that was read
-        from a GGUF file can be saved afterwards.
+        from a GGUF file can be saved afterwards. With `targets`, also an encoder (BERT, MiniLM,
+        RoBERTa, …) or another model of tokens without a language modelling head: by the methods
+        that need no gradients, without `heal_steps` and with a `calibration`.
     ratio : float, default 0.2
         The share of the numbers of the compressed layers' weights to remove, between 0 and 1. What
         is stored beside values (which entries are kept, one bit each) is counted in numbers of the
         model's dtype.
     method : str, default "auto"
         What the new weights are. "auto" is "sparse", or "two_sided" where the masks would take up
-        more than a quarter of what is to be left (above a ratio of 0.875, or 0.75 in half types):
+        more than a quarter of what is to be left (above a ratio of 0.875, or 0.75 in half types),
+        or "svd_llm" for a model without a language modelling head, which has no loss:
 
         - "sparse": the entries that the loss can spare are left out, and the others, refitted, make
           up for them. The most accurate; a layer needs fewer bytes, and with AVX-512 mostly
@@ -82,6 +90,8 @@ def compress_llm(
           the mean of the inputs, with a bias.
         - "rocket", "cospadi": sparse combinations of the rows of a dictionary, chosen once or
           learned.
+        - "sub_moe": of a mixture of experts, those that do the same are stored once, where that is
+          predicted to be better than a lower rank of each; other layers as "svd_llm".
         - "modegpt": smaller layers: MLPs with fewer hidden units, heads with fewer dimensions.
         - "asvd": of low rank, inputs scaled by their mean size; "fwsvd": rows weighted by their
           Fisher information; "svd": the least error of the weight, "welore" with ranks by one
@@ -128,10 +138,10 @@ def compress_llm(
         nothing is calibrated). A str or path: a UTF-8 text file. A list of strings: texts.
         A 1-D tensor: a stream of tokens. All of these are cut into `samples` windows of `seq_len`
         tokens, non-overlapping and at random. A 2-D tensor: windows, `samples` of its rows are
-        used. A mapping with ``input_ids`` and perhaps ``attention_mask``: one batch. Any other
-        iterable: batches, each a token tensor or such a mapping; all are used, without the
-        positions that the mask leaves out (except in layers that see the tokens in another
-        arrangement, such as routed experts).
+        used. A mapping with ``input_ids`` and perhaps ``attention_mask`` and ``token_type_ids``, as
+        a tokenizer returns it: one batch. Any other iterable: batches, each a token tensor or such
+        a mapping; all are used, without the positions that the mask leaves out (except in layers
+        that see the tokens in another arrangement, such as routed experts).
         A :class:`~fastlr.nn.compression.Statistics` of :func:`fastlr.nn.compression.calibrate`:
         nothing is run again.
     tokenizer : transformers tokenizer, optional
@@ -141,7 +151,8 @@ def compress_llm(
     targets : str or list of str, optional
         Names, ends of names ("q_proj", "mlp.up_proj") or patterns ("model.layers.1?.*") of the
         layers to compress. Only ``nn.Linear`` and ``Conv1D`` layers inside the decoder blocks can
-        be, and those of experts ("mlp.experts.3.gate_up"); by default all of those.
+        be, and those of experts ("mlp.experts.3.gate_up"); by default all of those, and of a model
+        without a language modelling head none: "*" stands for all.
     ignore : str or list of str, default ("lm_head",)
         The same, of layers to leave alone.
     seed : int, default 0
@@ -167,9 +178,10 @@ def compress_llm(
     TypeError
         If `model` is no transformers model, or `calibration` none of the accepted kinds.
     ValueError
-        If `model` is not causal or compressed already, holds NaN or infinity, or has no matching
-        layer; if an argument is out of range or names nothing known; if a calibration text cannot
-        be read, is empty or too short, or comes without a tokenizer.
+        If `model` is an encoder-decoder, or has no language modelling head and no `targets` are
+        given, or something is asked for that needs one; if it is compressed already, holds NaN or
+        infinity, or has no matching layer; if an argument is out of range or names nothing known;
+        if a calibration text cannot be read, is empty or too short, or comes without a tokenizer.
     KeyboardInterrupt
         On Ctrl-C. Its message says which of the two states the model is in: as it was, or fully
         compressed. There is no other.
@@ -231,10 +243,11 @@ def compress_llm(
     >>> sum(type(module).__name__ == "SparseLinear" for module in model.modules()) > 10
     True
     """
-    if not isinstance(heal_steps, int) or heal_steps < 0:
-        raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
-    require_causal_lm(model)
-    settings = Settings.of(
+    settings = checked_settings(
+        model,
+        targets,
+        calibration,
+        heal_steps,
         ratio,
         method,
         form,
@@ -245,7 +258,6 @@ def compress_llm(
         refit,
         model.dtype,
     )
-    require_unquantized(model)
 
     def files() -> ModelFiles | None:
         return None if checkpoint_dir is None else ModelFiles.of(checkpoint_dir, model)
@@ -254,6 +266,30 @@ def compress_llm(
     wanted = Layers(targets, ignore)
     compress_to(settings, model, text, wanted, files, heal_steps=heal_steps, progress=progress)
     return model
+
+
+def checked_settings(
+    model: PreTrainedModel,
+    targets: str | Sequence[str] | None,
+    calibration: Calibration | Statistics,
+    heal_steps: int,
+    ratio: float,
+    method: str,
+    *others: Any,
+) -> Settings:
+    """The settings of a compression; TypeError or ValueError where they do not fit the model.
+
+    `others` are the other arguments of :meth:`Settings.of`, in its order.
+    """
+    if not isinstance(heal_steps, int) or heal_steps < 0:
+        raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
+    causal = require_accepted(model, targets)
+    chosen = METHOD_WITHOUT_LOSS if method == "auto" and not causal else method
+    settings = Settings.of(ratio, chosen, *others)
+    if not causal:
+        require_no_loss(model, settings, heal_steps, calibration)
+    require_unquantized(model)
+    return settings
 
 
 def compress_to(
@@ -432,7 +468,12 @@ def calibrate(
     True
     """
     start = time.perf_counter()
-    require_causal_lm(model)
+    if not require_accepted(model, targets) and (gradients or calibration is None):
+        wanted = "gradients must be False" if gradients else "calibration must be given"
+        raise ValueError(
+            f"{wanted}: {type(model).__name__} has no head that predicts tokens, from which the "
+            "loss and a model's own text come"
+        )
     require_unquantized(model)
     with unfused_experts(model), Progress(progress) as bar, evaluation_mode(model):
         stack = find_blocks(model)
@@ -443,24 +484,6 @@ def calibrate(
         statistics = collect(model, stack, blocks, batches, bar, gradients=gradients, files=files)
     statistics.seconds = time.perf_counter() - start
     return statistics
-
-
-def require_causal_lm(model: Any) -> None:
-    """Raise unless `model` is a decoder-only transformers model with a language modelling head."""
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(
-            "model must be a causal language model of transformers (a PreTrainedModel), got "
-            + type(model).__name__
-        )
-    head: object = cast(Any, model).get_output_embeddings()
-    causal = model.can_generate() and head is not None
-    if not causal or model.config.is_encoder_decoder:
-        raise ValueError(
-            "model must be a decoder-only causal language model with a language modelling head "
-            f"(such as LlamaForCausalLM), got {type(model).__name__}"
-        )
 
 
 def require_unquantized(model: PreTrainedModel) -> None:

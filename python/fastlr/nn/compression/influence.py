@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fastlr.nn.compression.blocks import BlockStack, hidden_of
 from fastlr.nn.compression.calibration import Batch
-from fastlr.nn.compression.divergence import logits_of
+from fastlr.nn.compression.forward_pass import run_batch
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def block_influences(
         with torch.no_grad():
             for part in chosen:
                 keep = None if part.attention_mask is None else part.attention_mask != 0
-                logits_of(model, part)
+                run_batch(model, part)
                 bar.step()
     finally:
         for handle in handles:

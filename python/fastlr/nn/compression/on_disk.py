@@ -24,14 +24,12 @@ from fastlr.nn.compression.calibration import Calibration
 from fastlr.nn.compression.engine import (
     Layers,
     Text,
+    checked_settings,
     compress_to,
-    require_causal_lm,
-    require_unquantized,
 )
 from fastlr.nn.compression.mapped_tensors import MappedTensors, release
 from fastlr.nn.compression.model_files import ModelFiles
 from fastlr.nn.compression.report import CompressionReport
-from fastlr.nn.compression.settings import Settings
 from fastlr.nn.output import atomic_directory, check_output
 
 if TYPE_CHECKING:
@@ -132,9 +130,11 @@ def compress_on_disk(
     hf.check_directory(source, "compress_on_disk")
     stored = _MappedModel.of(source)
     model = stored.build()
-    require_causal_lm(model)
-    require_unquantized(model)
-    settings = Settings.of(
+    settings = checked_settings(
+        model,
+        targets,
+        calibration,
+        0,
         ratio,
         method,
         form,
@@ -204,12 +204,10 @@ class _MappedModel:
 
         ValueError if a parameter is missing, or transformers has to convert some.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
+        kind = hf.model_class(self.directory, "compress_on_disk")
         config: Any = AutoConfig.from_pretrained(self.directory)
-        of_config: Any = AutoModelForCausalLM
-        with torch.device("meta"):
-            kind: Any = type(of_config.from_config(config))
         tensors: dict[str, Tensor] = {}
         for path in self.paths:
             mapped = MappedTensors(path)
@@ -289,7 +287,8 @@ def _write(model: PreTrainedModel, directory: Path, stored: _MappedModel) -> Non
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     generation: Any = model.generation_config
-    generation.save_pretrained(directory)
+    if generation is not None:
+        generation.save_pretrained(directory)
 
 
 def _shards(model: PreTrainedModel) -> list[list[str]]:

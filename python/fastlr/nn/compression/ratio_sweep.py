@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fastlr.nn.compression.calibration import Calibration
-from fastlr.nn.compression.engine import calibrate, compress_llm, require_causal_lm
+from fastlr.nn.compression.engine import calibrate, compress_llm
+from fastlr.nn.compression.model_kind import require_causal_lm
 from fastlr.nn.compression.report import ModelSize
 from fastlr.nn.compression.settings import Settings
 from fastlr.nn.compression.statistics import Statistics
@@ -217,7 +218,7 @@ def sweep(
     >>> found.smallest(0.0).method
     'dense'
     """
-    require_causal_lm(model)
+    require_causal_lm(model, "sweep measures perplexity: ")
     methods = (methods,) if isinstance(methods, str) else tuple(methods)
     settings = [_settings(model, ratio, method) for method in methods for ratio in ratios]
     if not settings:

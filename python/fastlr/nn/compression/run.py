@@ -269,7 +269,7 @@ class CompressionRun:
 
     def _groups(self, model: nn.Module, problems: Sequence[LayerProblem]) -> list[LayerGroup]:
         settings = self.settings
-        return settings.method.groups(model, problems, settings.ratio, settings.form)
+        return settings.method.groups(model, problems, settings.ratio, settings.form, self.batches)
 
     def _prepare(self, group: LayerGroup) -> Candidates:
         return self.record.candidates(group, self.settings.form, self.settings.multiple)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compression.checkpoint import Checkpoint
 from fastlr.nn.compression.gram import Gram
 from fastlr.nn.compression.problem import Candidates, LayerGroup
 from fastlr.nn.compression.report import LayerReport
-from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.dense import dense_weight
 
 Built = tuple[dict[str, nn.Module], list[LayerReport]]
 Value = TypeVar("Value")
@@ -186,11 +185,9 @@ def _rebuilt(
     """The modules as they were, on the devices and in the modes of the dense ones."""
     from fastlr.nn.hf_quantizer import FastlrConfig
 
-    def dtype_of(number: str) -> torch.dtype:
-        dtype: torch.dtype = dense[names[int(number)]].weight.dtype  # type: ignore[assignment]
-        return dtype
-
-    empty = FastlrConfig(described).build(dtype_of)
+    config = FastlrConfig(described)
+    empty = {number: config.build(number, dense[names[int(number)]]) for number in described}
+    config.lend(empty)
     modules: dict[str, nn.Module] = {}
     for number, name in enumerate(names):
         layer = empty.get(str(number))
@@ -198,9 +195,8 @@ def _rebuilt(
     holder = nn.ModuleList(modules.values())
     holder.load_state_dict(dict(tensors), assign=True)
     for name, module in modules.items():
-        module.to(dense[name].weight.device).train(dense[name].training)  # type: ignore[arg-type]
-        if isinstance(module, CompressedLinear):
-            module.requires_grad_(any(p.requires_grad for p in dense[name].parameters()))
+        module.to(dense_weight(dense[name]).device).train(dense[name].training)
+        module.requires_grad_(any(p.requires_grad for p in dense[name].parameters()))
     return modules
 
 

@@ -1,5 +1,6 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
+from fastlr.nn.modules.borrowed_linear import BorrowedLinear
 from fastlr.nn.modules.cp_conv import CPConv2d
 from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
@@ -21,6 +22,7 @@ from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
 
 __all__ = [
+    "BorrowedLinear",
     "CPConv2d",
     "CURLinear",
     "DictionaryLinear",

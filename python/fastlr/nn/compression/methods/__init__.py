@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from fastlr.nn.compression.calibration import Batch
 from fastlr.nn.compression.forms import FORMS
 from fastlr.nn.compression.methods import (
     afm,
@@ -19,6 +20,7 @@ from fastlr.nn.compression.methods import (
     modegpt,
     rocket,
     sparse,
+    sub_moe,
     svd,
     svd_llm,
     two_sided,
@@ -43,6 +45,8 @@ class Method:
         Where layers are not compressed one by one: (model, problems, ratio, form) → a list of
         :class:`LayerGroup`, in which every problem is a member of exactly one. `prepare` is then
         for those that are alone.
+    batches : bool
+        Whether `join` is also given the batches of calibration, as its last argument.
     inputs, gradients : bool
         Whether it needs the moments of the layers' inputs, and of the loss's gradients at their
         outputs (one backward pass).
@@ -67,14 +71,21 @@ class Method:
     forms: tuple[str, ...] = LOW_RANK_FORMS
     allocation: str = "uniform"
     propagation: float | str | None = None
-    join: Callable[[nn.Module, Sequence[LayerProblem], float, str], list[LayerGroup]] | None = None
+    join: Callable[..., list[LayerGroup]] | None = None
+    batches: bool = False
 
     def groups(
-        self, model: nn.Module, problems: Sequence[LayerProblem], ratio: float, form: str
+        self,
+        model: nn.Module,
+        problems: Sequence[LayerProblem],
+        ratio: float,
+        form: str,
+        batches: Sequence[Batch] = (),
     ) -> list[LayerGroup]:
         """What is compressed together: without `join`, each layer is alone."""
         if self.join is not None:
-            return self.join(model, problems, ratio, form)
+            tokens = (batches,) if self.batches else ()
+            return self.join(model, problems, ratio, form, *tokens)
         return [LayerGroup(p.name, (p,), partial(self.prepare, p)) for p in problems]
 
 
@@ -93,6 +104,9 @@ METHODS: dict[str, Method] = {
     "saes": Method(svd_llm.prepare, inputs=True, propagation="adaptive"),
     "basis_sharing": Method(
         svd_llm.prepare, inputs=True, forms=COMPRESSED_FORMS, join=basis_sharing.join
+    ),
+    "sub_moe": Method(
+        svd_llm.prepare, inputs=True, forms=("interpolative",), join=sub_moe.join, batches=True
     ),
     "modegpt": Method(
         modegpt.prepare,
