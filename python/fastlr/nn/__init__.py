@@ -1,12 +1,21 @@
 """Compressed layers and the compression of language models, built on ``fastlr.linalg``."""
 
 from fastlr.nn import parametrize as parametrize
-from fastlr.nn.compression import CompressionReport, compress, compress_llm, plan, sweep
+from fastlr.nn.compression import (
+    CompensationReport,
+    CompressionReport,
+    compensate,
+    compress,
+    compress_llm,
+    plan,
+    sweep,
+)
 from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
 from fastlr.nn.modules import (
+    CorrectedLinear,
     CPConv2d,
     CURLinear,
     DictionaryLinear,
@@ -33,7 +42,9 @@ from fastlr.nn.modules import (
 __all__ = [
     "CPConv2d",
     "CURLinear",
+    "CompensationReport",
     "CompressionReport",
+    "CorrectedLinear",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
@@ -55,6 +66,7 @@ __all__ = [
     "SparseLinear",
     "SpectraReport",
     "SubsetLinear",
+    "compensate",
     "compress",
     "compress_llm",
     "export_dense",

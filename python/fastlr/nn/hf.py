@@ -42,6 +42,24 @@ def forget_quantizer(model: PreTrainedModel) -> None:
             config._is_quantized = False
 
 
+def refuse_saving(model: PreTrainedModel) -> None:
+    """Let ``save_pretrained`` of a corrected model, quantized by another tool, raise ValueError.
+
+    That tool's loader knows nothing of corrections, and would fill the layers with anything.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.is_serializable = _not_serializable
+
+
+def _not_serializable(*_: Any, **__: Any) -> bool:
+    raise ValueError(
+        "save_pretrained: layers of another quantizer with corrections beside them could not be "
+        "loaded again; save the corrections with fastlr.nn.to_peft(model, directory), for use with "
+        "the model as it was"
+    )
+
+
 def is_dequantized_gguf(model: PreTrainedModel) -> bool:
     """Whether `model` was read from a GGUF file and unpacked into plain float weights."""
     quantizer = getattr(model, "hf_quantizer", None)

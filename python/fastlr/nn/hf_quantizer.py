@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
+    CorrectedLinear,
     CURLinear,
     DictionaryLinear,
     InterpolativeLinear,
@@ -109,10 +109,13 @@ class FastlrConfig(QuantizationConfigMixin):
         experts = [n for n, module in model.named_modules() if isinstance(module, RoutedExperts)]
         return cls(layers, experts, fastlr_version=fastlr.__version__)
 
-    def build(self, name: str, dtype: torch.dtype | None) -> CompressedLinear:
-        """An empty layer on the meta device, as `name` was."""
+    def build(self, name: str, replaced: nn.Module) -> CompressedLinear:
+        """An empty layer on the meta device, as `name` was, in place of or around `replaced`."""
+        dtype = replaced.get_parameter("weight").dtype
         arguments = {key: value for key, value in self.layers[name].items() if key != LENDER}
         kind = arguments.pop("class")
+        if kind == CorrectedLinear.__name__:
+            return CorrectedLinear(replaced, **arguments, device="meta", dtype=dtype)
         if kind not in CLASSES:
             raise ValueError(
                 f"this checkpoint's layer {name!r} is of the unknown class {kind!r}: update fastlr"
@@ -138,7 +141,7 @@ class FastlrQuantizer(HfQuantizer):
         for name in self.quantization_config.layers:
             own_name = _name_in(model, name)
             replaced = model.get_submodule(own_name)
-            built[name] = self.quantization_config.build(name, replaced.weight.dtype)
+            built[name] = self.quantization_config.build(name, replaced)
             replace_modules(model, {own_name: built[name]})
         for name, description in self.quantization_config.layers.items():
             if LENDER in description:

@@ -375,25 +375,25 @@ def calibrate(
     return statistics
 
 
-def require_causal_lm(model: Any) -> None:
+def require_causal_lm(model: Any, argument: str = "model") -> None:
     """Raise unless `model` is a decoder-only transformers model with a language modelling head."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            "model must be a causal language model of transformers (a PreTrainedModel), got "
+            f"{argument} must be a causal language model of transformers (a PreTrainedModel), got "
             + type(model).__name__
         )
     head: object = cast(Any, model).get_output_embeddings()
     causal = model.can_generate() and head is not None
     if not causal or model.config.is_encoder_decoder:
         raise ValueError(
-            "model must be a decoder-only causal language model with a language modelling head "
-            f"(such as LlamaForCausalLM), got {type(model).__name__}"
+            f"{argument} must be a decoder-only causal language model with a language modelling "
+            f"head (such as LlamaForCausalLM), got {type(model).__name__}"
         )
 
 
-def require_unquantized(model: PreTrainedModel) -> None:
+def require_unquantized(model: PreTrainedModel, argument: str = "model") -> None:
     """Raise ValueError if the weights of `model` are in a quantized format."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or hf.is_dequantized_gguf(model):
@@ -401,5 +401,6 @@ def require_unquantized(model: PreTrainedModel) -> None:
     kind = quantizer.quantization_config.quant_method
     name = getattr(kind, "value", kind)
     raise ValueError(
-        f"model must have dense float weights, it is quantized with {name}; load it dequantized"
+        f"{argument} must have dense float weights, it is quantized with {name}; load it "
+        "dequantized"
     )

@@ -1,5 +1,6 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
+from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.cp_conv import CPConv2d
 from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
@@ -23,6 +24,7 @@ from fastlr.nn.modules.subset_linear import SubsetLinear
 __all__ = [
     "CPConv2d",
     "CURLinear",
+    "CorrectedLinear",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",
