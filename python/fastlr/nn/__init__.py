@@ -14,6 +14,8 @@ from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
 from fastlr.nn.evaluate import perplexity
 from fastlr.nn.export import export_dense
 from fastlr.nn.hf import load
+from fastlr.nn.lora import lora_config
+from fastlr.nn.merging import merge
 from fastlr.nn.modules import (
     CorrectedLinear,
     CPConv2d,
@@ -38,6 +40,7 @@ from fastlr.nn.modules import (
     SparseLinear,
     SubsetLinear,
 )
+from fastlr.nn.peft_files import to_peft
 
 __all__ = [
     "CPConv2d",
@@ -71,8 +74,11 @@ __all__ = [
     "compress_llm",
     "export_dense",
     "load",
+    "lora_config",
+    "merge",
     "perplexity",
     "plan",
     "spectra",
     "sweep",
+    "to_peft",
 ]

@@ -24,7 +24,7 @@ from fastlr.nn.compression.solver import require_finite, solve
 from fastlr.nn.compression.statistics import Grams, Statistics, collect_statistics
 from fastlr.nn.compression.targets import find_targets
 from fastlr.nn.evaluate import evaluation_mode
-from fastlr.nn.modules.applied_weight import applied_weight, is_plain, layer_sizes
+from fastlr.nn.modules.applied_weight import applied_weight, layer_sizes
 from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.dense import dense_weight, high_precision
@@ -182,10 +182,7 @@ def compensate(
         raise KeyboardInterrupt(UNCHANGED) from None
     with interrupt_deferred(COMPLETED):
         replace_modules(model, {name: c.layer for name, c in corrections.items() if c.layer})
-        if _saves_as_it_is(model):
-            hf.describe_compressed(model)
-        else:
-            hf.refuse_saving(model)
+        hf.describe_corrected(model)
         seconds = time.perf_counter() - start
         reports = [correction.report for correction in corrections.values()]
         report = CompensationReport(reports, statistics.tokens, seconds)
@@ -341,12 +338,3 @@ def _corrected(pair: _Pair, gram: Gram | None, rank: int, ratio: float | None) -
         note,
     )
     return _Correction(layer, report, differs)
-
-
-def _saves_as_it_is(model: PreTrainedModel) -> bool:
-    """Whether every corrected layer, without its correction, can be saved as transformers does."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not hf.is_dequantized_gguf(model):
-        return False
-    bases = (module.base for module in model.modules() if isinstance(module, CorrectedLinear))
-    return all(is_plain(base) or isinstance(base, CompressedLinear) for base in bases)
