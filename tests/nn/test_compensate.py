@@ -162,6 +162,11 @@ def test_shared_ranks_are_the_best():
             assert sum(float(gains[n][:r].sum()) for n, r in ranks.items()) >= best - 24 * U64
 
 
+def test_shared_ranks_count_what_a_direction_costs():
+    gains = {"large": torch.tensor([3.0]), "small": torch.tensor([2.0, 2.0, 2.0])}
+    assert shared_ranks(gains, {"large": 10, "small": 3}, 10) == {"large": 0, "small": 3}
+
+
 def test_shared_ranks_spend_what_is_left_on_what_fits():
     gains = {"large": torch.tensor([9.0, 8.0]), "small": torch.tensor([0.2, 0.1, 0.0])}
     assert shared_ranks(gains, {"large": 10, "small": 2}, 15) == {"large": 1, "small": 2}

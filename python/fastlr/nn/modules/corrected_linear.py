@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastlr.linalg.factored_linear import low_rank_linear
 from fastlr.nn.modules.applied_weight import applied_weight, layer_sizes, layer_tensors
 from fastlr.nn.modules.base import CompressedLinear, check_factors, check_rank
-from fastlr.nn.modules.dense import FLOAT_DTYPES
+from fastlr.nn.modules.dense import FLOAT_DTYPES, high_precision
 
 
 class CorrectedLinear(CompressedLinear):
@@ -159,7 +159,7 @@ class CorrectedLinear(CompressedLinear):
 
     def correction(self) -> Tensor:
         """B A, o × i, in float64."""
-        return self.B.detach().double() @ self.A.detach().double()
+        return high_precision(self.B) @ high_precision(self.A)
 
     def compose(self) -> Tensor:
         return applied_weight(self.base, self.A.dtype) + self.correction()
