@@ -20,7 +20,18 @@ ALLOWED = {
 # These subclass types of transformers; nothing imports them at module level.
 NEEDS_TRANSFORMERS = {Path("nn/hf_quantizer.py")}
 # Imported inside the functions that need them.
-HEAVY = {"transformers", "safetensors", "matplotlib", "rich", "typer", "scipy", "sklearn", "gguf"}
+HEAVY = {
+    "transformers",
+    "safetensors",
+    "peft",
+    "bitsandbytes",
+    "matplotlib",
+    "rich",
+    "typer",
+    "scipy",
+    "sklearn",
+    "gguf",
+}
 
 modules = [path for layer in ALLOWED for path in sorted((ROOT / layer).rglob("*.py"))]
 # The command needs its extra: tests/cli checks that a missing package is reported.

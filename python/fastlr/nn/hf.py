@@ -5,8 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fastlr.nn.modules.applied_weight import is_plain
+from fastlr.nn.modules.base import CompressedLinear
+from fastlr.nn.modules.corrected_linear import CorrectedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +47,34 @@ def forget_quantizer(model: PreTrainedModel) -> None:
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "_is_quantized", False):
             config._is_quantized = False
+
+
+def describe_corrected(model: PreTrainedModel) -> None:
+    """:func:`describe_compressed`, of a model that may have corrections beside any layers.
+
+    Of one that another tool has quantized, ``save_pretrained`` raises ValueError from now on: that
+    tool's loader knows nothing of corrections, and would fill the layers with anything.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or is_dequantized_gguf(model):
+        model.config.__dict__.pop("quantization_config", None)
+        if all(is_plain(base) or isinstance(base, CompressedLinear) for base in _bases(model)):
+            describe_compressed(model)
+    elif any(True for _ in _bases(model)):
+        quantizer.is_serializable = _not_serializable
+
+
+def _bases(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """What stands beside corrections."""
+    return (module.base for module in model.modules() if isinstance(module, CorrectedLinear))
+
+
+def _not_serializable(*_: Any, **__: Any) -> bool:
+    raise ValueError(
+        "save_pretrained: layers of another quantizer with corrections beside them could not be "
+        "loaded again; save the corrections with fastlr.nn.to_peft(model, directory), for use with "
+        "the model as it was"
+    )
 
 
 def is_dequantized_gguf(model: PreTrainedModel) -> bool:

@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fastlr.nn.modules import (
     BorrowedLinear,
+    CorrectedLinear,
     CURLinear,
     DictionaryLinear,
     InterpolativeLinear,
@@ -113,10 +114,12 @@ class FastlrConfig(QuantizationConfigMixin):
         return cls(layers, experts, fastlr_version=fastlr.__version__)
 
     def build(self, name: str, replaced: nn.Module) -> CompressedLinear:
-        """An empty layer on the meta device, as `name` was, in place of `replaced`."""
+        """An empty layer on the meta device, as `name` was, in place of or around `replaced`."""
         dtype = replaced.get_parameter("weight").dtype
         arguments = {key: value for key, value in self.layers[name].items() if key != LENDER}
         kind = arguments.pop("class")
+        if kind == CorrectedLinear.__name__:
+            return CorrectedLinear(replaced, **arguments, device="meta", dtype=dtype)
         if kind not in CLASSES:
             raise ValueError(
                 f"this checkpoint's layer {name!r} is of the unknown class {kind!r}: update fastlr"

@@ -1,5 +1,7 @@
 """Compressing language models: calibration, the solver, ranks, forms and the report."""
 
+from fastlr.nn.compression.compensation import compensate
+from fastlr.nn.compression.compensation_report import CompensationReport, CorrectionReport
 from fastlr.nn.compression.engine import calibrate, compress_llm
 from fastlr.nn.compression.gram import Gram
 from fastlr.nn.compression.heal import HealReport
@@ -16,8 +18,10 @@ from fastlr.nn.compression.statistics import Statistics
 
 __all__ = [
     "Candidates",
+    "CompensationReport",
     "CompressionPlan",
     "CompressionReport",
+    "CorrectionReport",
     "Gram",
     "HealReport",
     "LayerGroup",
@@ -32,6 +36,7 @@ __all__ = [
     "SweepPoint",
     "Truncation",
     "calibrate",
+    "compensate",
     "compress",
     "compress_llm",
     "compress_on_disk",

@@ -486,7 +486,7 @@ def calibrate(
     return statistics
 
 
-def require_unquantized(model: PreTrainedModel) -> None:
+def require_unquantized(model: PreTrainedModel, argument: str = "model") -> None:
     """Raise ValueError if the weights of `model` are in a quantized format."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or hf.is_dequantized_gguf(model):
@@ -494,5 +494,6 @@ def require_unquantized(model: PreTrainedModel) -> None:
     kind = quantizer.quantization_config.quant_method
     name = getattr(kind, "value", kind)
     raise ValueError(
-        f"model must have dense float weights, it is quantized with {name}; load it dequantized"
+        f"{argument} must have dense float weights, it is quantized with {name}; load it "
+        "dequantized"
     )

@@ -18,15 +18,15 @@ def is_causal_lm(model: Any) -> bool:
     return model.can_generate() and head is not None and not model.config.is_encoder_decoder
 
 
-def require_causal_lm(model: Any, owner: str = "") -> None:
+def require_causal_lm(model: Any, subject: str = "model") -> None:
     """Raise unless `model` is a decoder-only transformers model with a language modelling head.
 
-    `owner` begins the message: who needs such a model, and what for.
+    `subject` begins the message: the name of the argument, and perhaps who needs such a model.
     """
-    _require_transformers(model)
+    _require_transformers(model, subject)
     if not is_causal_lm(model):
         raise ValueError(
-            f"{owner}model must be a decoder-only causal language model with a language modelling "
+            f"{subject} must be a decoder-only causal language model with a language modelling "
             f"head (such as LlamaForCausalLM), got {type(model).__name__}"
         )
 
@@ -75,11 +75,11 @@ def require_no_loss(model: Any, settings: Settings, heal_steps: int, calibration
         )
 
 
-def _require_transformers(model: Any) -> None:
+def _require_transformers(model: Any, subject: str = "model") -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
-            "model must be a causal language model of transformers (a PreTrainedModel), got "
+            f"{subject} must be a causal language model of transformers (a PreTrainedModel), got "
             + type(model).__name__
         )

@@ -218,7 +218,7 @@ def sweep(
     >>> found.smallest(0.0).method
     'dense'
     """
-    require_causal_lm(model, "sweep measures perplexity: ")
+    require_causal_lm(model, "sweep measures perplexity: model")
     methods = (methods,) if isinstance(methods, str) else tuple(methods)
     settings = [_settings(model, ratio, method) for method in methods for ratio in ratios]
     if not settings:

@@ -1,6 +1,7 @@
 """Layers that store a linear map in fewer numbers, or bound it."""
 
 from fastlr.nn.modules.borrowed_linear import BorrowedLinear
+from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.cp_conv import CPConv2d
 from fastlr.nn.modules.cur_linear import CURLinear
 from fastlr.nn.modules.dictionary_linear import DictionaryLinear
@@ -25,6 +26,7 @@ __all__ = [
     "BorrowedLinear",
     "CPConv2d",
     "CURLinear",
+    "CorrectedLinear",
     "DictionaryLinear",
     "HouseholderProjector",
     "InterpolativeLinear",

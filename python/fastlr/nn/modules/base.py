@@ -79,16 +79,16 @@ class CompressedLinear(nn.Module, abc.ABC):
         The weight is composed in float64 and rounded once.
         """
         factor = next(self.parameters())
+        bias = self.composed_bias()
         linear = nn.Linear(
             self.in_features,
             self.out_features,
-            bias=self.bias is not None,
+            bias=bias is not None,
             device=factor.device,
             dtype=factor.dtype,
         )
         with torch.no_grad():
             linear.weight.copy_(self.compose())
-            bias = self.composed_bias()
             if bias is not None:
                 linear.bias.copy_(bias)
         return linear.train(self.training)
