@@ -19,6 +19,7 @@ from fastlr.nn.compression.engine import require_unquantized
 from fastlr.nn.compression.gram import Gram
 from fastlr.nn.compression.interrupt import interrupt_deferred
 from fastlr.nn.compression.layer_report import relative_error
+from fastlr.nn.compression.model_kind import require_causal_lm
 from fastlr.nn.compression.rank_budget import shared_ranks
 from fastlr.nn.compression.solver import require_finite, solve
 from fastlr.nn.compression.statistics import Grams, Statistics, collect_statistics

@@ -94,9 +94,7 @@ class CompressionRun:
             problems = self._problems(layers, grams, {}, calibrated=True)
             for group in self._groups(model, problems):
                 bar.step(group.name)
-                candidates = {group.name: self._prepare(group)}
-                chosen = self._allocate([group], candidates, {})
-                self._build(group, candidates[group.name], chosen[group.name])
+                self._compress_alone(group)
             self.seconds["factorization"] += time.perf_counter() - began
         spent = time.perf_counter() - start
         self.seconds["statistics"] = spent - self.seconds["factorization"]
@@ -136,6 +134,10 @@ class CompressionRun:
         layers = {name: module for block in blocks for name, module in block.items()}
         problems = self._problems(layers, statistics.grams, statistics.gradients, calibrated)
         groups = self._groups(model, problems)
+        if self.settings.block_by_block:
+            self._one_by_one(groups, bar)
+            self.seconds["factorization"] = time.perf_counter() - start
+            return
         bar.stage("Layers prepared", len(groups))
         candidates = {}
         for group, following in _with_next(groups):
@@ -165,6 +167,19 @@ class CompressionRun:
                 self.record.done_with(group, following)
         spent = time.perf_counter() - start
         self.seconds["factorization"] = spent - self.seconds["measuring"]
+
+    def _one_by_one(self, groups: Sequence[LayerGroup], bar: Progress) -> None:
+        """Prepare and build each layer at once: what becomes of one depends on no other."""
+        bar.stage("Layers", len(groups))
+        for group, following in _with_next(groups):
+            bar.step(group.name)
+            self._compress_alone(group)
+            self.record.done_with(group, following)
+
+    def _compress_alone(self, group: LayerGroup) -> None:
+        candidates = {group.name: self._prepare(group)}
+        chosen = self._allocate([group], candidates, {})
+        self._build(group, candidates[group.name], chosen[group.name])
 
     def _propagate(
         self,

@@ -65,10 +65,16 @@ class StoredRun(RunRecord):
     layers: Checkpoint
     release: Callable[[], None] | None
     _numbers: dict[str, int] = field(default_factory=dict)
+    _prepared: dict[str, Candidates] = field(default_factory=dict)
 
     def candidates(self, group: LayerGroup, form: str, multiple: int) -> Candidates:
         name = self._name(group)
-        prepare = _once(lambda: group.prepare(form, multiple), kept=self.release is None)
+
+        def prepare() -> Candidates:
+            if name not in self._prepared:
+                self._prepared[name] = group.prepare(form, multiple)
+            return self._prepared[name]
+
         if name not in self.curves:
             found = prepare()
             tensors = {"sizes": found.sizes, "errors": found.errors}
@@ -134,6 +140,7 @@ class StoredRun(RunRecord):
     def done_with(self, group: LayerGroup, following: LayerGroup | None) -> None:
         if self.release is None:
             return
+        self._prepared.pop(self._name(group), None)
         needed = {id(gram) for gram in _grams(following)}
         for gram in _grams(group):
             if id(gram) not in needed:
@@ -147,21 +154,6 @@ class StoredRun(RunRecord):
     def _name(self, group: LayerGroup) -> str:
         """A file name: groups come in the same order whenever the same run is made."""
         return str(self._numbers.setdefault(group.name, len(self._numbers)))
-
-
-def _once(compute: Callable[[], Value], *, kept: bool) -> Callable[[], Value]:
-    """`compute`, whose result is kept from the first call on if it is to be."""
-    results: list[Value] = []
-
-    def result() -> Value:
-        if results:
-            return results[0]
-        found = compute()
-        if kept:
-            results.append(found)
-        return found
-
-    return result
 
 
 def _grams(group: LayerGroup | None) -> Iterable[Gram]:
