@@ -250,13 +250,12 @@ def compress_llm(
         heal_steps,
         ratio,
         method,
-        form,
-        allocation,
-        max_layer_ratio,
-        rank_multiple,
-        propagation,
-        refit,
-        model.dtype,
+        form=form,
+        allocation=allocation,
+        cap=max_layer_ratio,
+        multiple=rank_multiple,
+        propagation=propagation,
+        refit=refit,
     )
 
     def files() -> ModelFiles | None:
@@ -275,17 +274,17 @@ def checked_settings(
     heal_steps: int,
     ratio: float,
     method: str,
-    *others: Any,
+    **others: Any,
 ) -> Settings:
     """The settings of a compression; TypeError or ValueError where they do not fit the model.
 
-    `others` are the other arguments of :meth:`Settings.of`, in its order.
+    `others` are the other arguments of :meth:`Settings.of`, but for the dtype.
     """
     if not isinstance(heal_steps, int) or heal_steps < 0:
         raise ValueError(f"heal_steps must be an integer of at least 0, got {heal_steps!r}")
     causal = require_accepted(model, targets)
     chosen = METHOD_WITHOUT_LOSS if method == "auto" and not causal else method
-    settings = Settings.of(ratio, chosen, *others)
+    settings = Settings.of(ratio, chosen, dtype=model.dtype, **others)
     if not causal:
         require_no_loss(model, settings, heal_steps, calibration)
     require_unquantized(model)

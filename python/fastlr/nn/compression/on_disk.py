@@ -137,13 +137,12 @@ def compress_on_disk(
         0,
         ratio,
         method,
-        form,
-        allocation,
-        max_layer_ratio,
-        rank_multiple,
-        propagation,
-        refit,
-        model.dtype,
+        form=form,
+        allocation=allocation,
+        cap=max_layer_ratio,
+        multiple=rank_multiple,
+        propagation=propagation,
+        refit=refit,
     )
     text = Text(calibration, tokenizer, samples, seq_len, seed)
     # Made before any work: a place that cannot be written costs no waiting.
