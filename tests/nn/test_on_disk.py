@@ -244,6 +244,7 @@ def test_memory_is_that_of_some_blocks_and_not_of_the_model(tmp_path: Path) -> N
         ("no weights", "model.safetensors is missing"),
         ("cut", "model.safetensors cannot be read"),
         ("tensor missing", "holds no tensor that fits model.layers.1.mlp.up_proj.weight"),
+        ("other shape", "holds no tensor that fits model.layers.2.mlp.up_proj.weight"),
         ("out in use", "is not empty"),
         ("out is source", "holds the model that is to be read"),
     ],
@@ -266,6 +267,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     elif damage == "tensor missing":
         tensors = load_file(weights)
         del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, {"format": "pt"})
+    elif damage == "other shape":
+        tensors = load_file(weights)
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.ones(3, 5)
         save_file(tensors, weights, {"format": "pt"})
     elif damage == "out in use":
         out.mkdir()

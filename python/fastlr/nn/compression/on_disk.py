@@ -215,7 +215,13 @@ class _MappedModel:
         dtypes = [t.dtype for t in tensors.values() if t.is_floating_point()]
         dtype = max(set(dtypes), key=dtypes.count)
         model, found = kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=dtype,
+            output_loading_info=True,
+            # They are refused below, by name.
+            ignore_mismatched_sizes=True,
         )
         if found["missing_keys"] or found["mismatched_keys"]:
             name = min([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
