@@ -29,6 +29,7 @@ def plan_for(model: PreTrainedModel, request: CompressRequest) -> CompressionPla
         form=request.form,
         allocation=request.allocation,
         heal_steps=request.heal_steps,
+        text_given=request.calibration is not None,
         samples=request.samples,
         seq_len=request.seq_len,
         checkpoint=request.checkpoint is not None,

@@ -130,7 +130,8 @@ class CompressionPlan:
     calibration : CalibrationNeed or None
         None where nothing is run through the model.
     memory, disk : mapping of str to int
-        Bytes, by what they are for. On disk beside the compressed model itself.
+        Bytes, by what they are for; the activations of a pass and what healing needs come on top.
+        On disk beside the compressed model itself.
     estimate : bool
         Whether shared inputs are unknown, so that the moments of inputs need less than is said.
     """
@@ -167,6 +168,7 @@ def plan_compression(
     form: str | None = None,
     allocation: str | None = None,
     heal_steps: int = 0,
+    text_given: bool = False,
     samples: int = 64,
     seq_len: int = 512,
     checkpoint: bool = False,
@@ -174,6 +176,7 @@ def plan_compression(
 ) -> CompressionPlan:
     """Find out what a compression with these arguments would do; `model` is not changed.
 
+    `text_given`: whether there is a calibration text, which any method is then run on.
     `checkpoint` and `on_disk`: whether what is computed is kept in files, and whether the model is.
 
     Raises
@@ -196,8 +199,16 @@ def plan_compression(
             layers = {name: module for block in blocks for name, module in block.items()}
             left = tuple(_left_alone(model, stack, layers, obstacles))
             weights = {name: dense_weight(module) for name, module in layers.items()}
-            need = _calibration(model, settings, heal_steps, samples, seq_len)
-            moments = None if need is None else _moments(model, blocks, settings, need)
+            need = None
+            if text_given or settings.needs_calibration:
+                check_context("calibration", model, seq_len)
+                need = CalibrationNeed(samples, seq_len, settings.method.gradients)
+            elif heal_steps:
+                raise ValueError(
+                    f"heal_steps must be 0 without a calibration text: method={settings.name!r} "
+                    f"needs none, and there is nothing to train on, got {heal_steps}"
+                )
+            moments = None if need is None else _moments(model, blocks, need)
     shapes = {name: (w.shape[0], w.shape[1]) for name, w in weights.items()}
     dense = sum(o * i for o, i in shapes.values())
     kept = _kept(settings, dense)
@@ -278,18 +289,7 @@ def _left_alone(
         yield LeftAlone(name, type(module).__name__, sum(p.numel() for p in own), reason)
 
 
-def _calibration(
-    model: PreTrainedModel, settings: Settings, heal_steps: int, samples: int, seq_len: int
-) -> CalibrationNeed | None:
-    if not settings.needs_calibration and not heal_steps:
-        return None
-    check_context("calibration", model, seq_len)
-    return CalibrationNeed(samples, seq_len, settings.method.gradients)
-
-
-def _moments(
-    model: PreTrainedModel, blocks: Blocks, settings: Settings, need: CalibrationNeed
-) -> Moments:
+def _moments(model: PreTrainedModel, blocks: Blocks, need: CalibrationNeed) -> Moments:
     inputs = _distinct_inputs(model, blocks)
     first = set(inputs or ())
     of_inputs, of_gradients = [], []
