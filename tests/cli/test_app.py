@@ -162,6 +162,6 @@ def test_choices_are_the_librarys():
     from fastlr.nn.compression.allocation import ALLOCATIONS
     from fastlr.nn.compression.methods import METHODS
 
-    assert set(get_args(app.Method)) == {"auto", *METHODS}
+    assert {method.value for method in app.Method} == {"auto", *METHODS}
     assert set(get_args(app.Form)) == {form for m in METHODS.values() for form in m.forms}
     assert set(get_args(app.Allocation)) == set(ALLOCATIONS)

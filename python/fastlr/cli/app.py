@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,24 +25,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Method = Literal[
-    "auto",
-    "sparse",
-    "two_sided",
-    "rocket",
-    "cospadi",
-    "svd_llm",
-    "saes",
-    "basis_sharing",
-    "sub_moe",
-    "modegpt",
-    "asvd",
-    "fwsvd",
-    "afm",
-    "lord",
-    "welore",
-    "svd",
-]
+
+class Method(Enum):
+    """A name of a method; no Literal, of which typer takes no lists."""
+
+    auto = "auto"
+    sparse = "sparse"
+    two_sided = "two_sided"
+    rocket = "rocket"
+    cospadi = "cospadi"
+    svd_llm = "svd_llm"
+    saes = "saes"
+    basis_sharing = "basis_sharing"
+    sub_moe = "sub_moe"
+    modegpt = "modegpt"
+    asvd = "asvd"
+    fwsvd = "fwsvd"
+    afm = "afm"
+    lord = "lord"
+    welore = "welore"
+    svd = "svd"
+
+
 Form = Literal["interpolative", "factored", "dense", "sparse", "dictionary", "structured"]
 Allocation = Literal[
     "loss", "uniform", "knapsack", "product", "svd_llm_v2", "d_rank", "welore", "block_influence"
@@ -83,11 +88,18 @@ def _root(
 @app.command("compress")
 def _compress(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="OUT", help="The directory to write; none with --plan."),
+    ] = None,
     ratio: RatioOption = 0.2,
     method: Annotated[
-        Method, typer.Option(help="What the new weights are; auto: sparse, the most accurate.")
-    ] = "auto",
+        list[Method] | None,
+        typer.Option(
+            help="What the new weights are; auto, the default: sparse, the most accurate. "
+            "With --sweep it may be given several times."
+        ),
+    ] = None,
     form: Annotated[
         Form | None, typer.Option(help="How low rank is stored; default: interpolative.")
     ] = None,
@@ -114,20 +126,43 @@ def _compress(
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep what is computed there: the same command goes on from it."
+        ),
+    ] = None,
+    on_disk: Annotated[
+        bool,
+        typer.Option("--on-disk", help="With little more than one block of MODEL in memory."),
+    ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only say what would be done, and why; nothing is written."),
+    ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS",
+            help="Measure models of these ratios (0.1,0.2,0.4) on the --evaluate text; OUT gets "
+            "a table and a plot of them, and no model.",
+        ),
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that was saved at OUT.")
+        bool, typer.Option("--overwrite", help="Replace what fastlr saved at OUT.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress MODEL and save it to the directory OUT."""
-    from fastlr.cli.compress import CompressRequest, compress
+    from fastlr.cli.compress import compress
+    from fastlr.cli.compress_request import CompressRequest
 
     compress(
         CompressRequest(
             model=model,
             out=out,
             ratio=ratio,
-            method=method,
+            methods=tuple(one.value for one in method or (Method.auto,)),
             form=form,
             allocation=allocation,
             heal_steps=heal_steps,
@@ -139,6 +174,10 @@ def _compress(
             seed=seed,
             dtype=dtype,
             device=device,
+            checkpoint=checkpoint,
+            on_disk=on_disk,
+            plan=plan,
+            sweep=sweep,
             overwrite=overwrite,
         ),
         as_json=as_json,

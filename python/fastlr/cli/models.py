@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.errors import require_transformers, sentence
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = (
@@ -100,7 +101,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu") ->
         If it cannot be read, or if weights are missing: transformers would fill them with
         random numbers and go on.
     """
-    _quiet_transformers(gguf=source.gguf is not None)
+    prepare_transformers(source)
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -131,6 +132,54 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu") ->
     return evaluated
 
 
+def load_shapes(source: ModelSource, dtype: str = "auto") -> PreTrainedModel:
+    """The model of a directory without its weights, on the meta device: all but what it knows.
+
+    Raises
+    ------
+    ValueError
+        If there is no config of a causal language model, it is not dense, or a safetensors file is
+        cut off.
+    """
+    prepare_transformers(source)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fastlr.nn import hf
+
+    try:
+        if any(source.directory.glob("*.safetensors")):
+            hf.check_directory(source.directory, "MODEL")
+        config: Any = AutoConfig.from_pretrained(source.directory, local_files_only=True)
+        quantized = getattr(config, "quantization_config", None)
+        if quantized is not None:
+            kind = dict(quantized).get("quant_method", "another tool")
+            what = "compressed already" if kind == "fastlr" else f"quantized with {kind}"
+            raise ValueError(f"it is {what}, and a dense model is needed")
+        stored = config.dtype if dtype == "auto" else getattr(torch, dtype)
+        with torch.device("meta"):
+            automatic: Any = AutoModelForCausalLM
+            model = automatic.from_config(config, dtype=stored or _stored_dtype(source.directory))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{source.path} cannot be read as a causal language model: {sentence(error)}"
+        ) from error
+    evaluated: PreTrainedModel = model.eval()
+    return evaluated
+
+
+def _stored_dtype(directory: Path) -> torch.dtype | None:
+    """Of the first weights, as transformers finds it where the config does not say."""
+    from fastlr.nn import hf
+    from fastlr.nn.compression.mapped_tensors import MappedTensors
+
+    for name in hf.weight_files(directory, "MODEL"):
+        if (directory / name).is_file():
+            tensors = MappedTensors(directory / name).tensors.values()
+            return next((t.dtype for t in tensors if t.is_floating_point()), None)
+    return None
+
+
 def has_tokenizer(source: ModelSource) -> bool:
     """Whether a tokenizer lies beside the model."""
     if source.gguf:
@@ -148,7 +197,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """
     if not has_tokenizer(source):
         raise ValueError(f"{source.path} holds no tokenizer, and text cannot be read without one")
-    _quiet_transformers(gguf=source.gguf is not None)
+    prepare_transformers(source)
     from transformers import AutoTokenizer
 
     try:
@@ -170,8 +219,9 @@ def _options(source: ModelSource) -> dict[str, Any]:
     return options
 
 
-def _quiet_transformers(*, gguf: bool) -> None:
-    require_transformers(gguf=gguf)
+def prepare_transformers(source: ModelSource) -> None:
+    """Check that transformers can read such a model, and keep it quiet and offline."""
+    require_transformers(gguf=source.gguf is not None)
     # Read when huggingface_hub is imported: a model that lies on disk asks nobody.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers.utils import logging

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_output(out: Path, *, overwrite: bool, model: Path | None = None) -> None:
+def check_output(
+    out: Path, *, overwrite: bool, model: Path | None = None, mark: str = "config.json"
+) -> None:
     """Refuse an output directory that would destroy something.
 
     Parameters
@@ -18,9 +20,12 @@ def check_output(out: Path, *, overwrite: bool, model: Path | None = None) -> No
     out : Path
         The directory to be written.
     overwrite : bool
-        Whether a model that was saved there may be replaced.
+        Whether what was saved there may be replaced.
     model : Path, optional
         The model that is read; it must not be what gets replaced.
+    mark : str
+        The file by which it is known that something of the kind was saved there; by default, that
+        of a model.
 
     Raises
     ------
@@ -41,8 +46,9 @@ def check_output(out: Path, *, overwrite: bool, model: Path | None = None) -> No
             f"{out} exists and is not empty; choose another directory or add --overwrite"
         )
     # --overwrite with a home directory by mistake must not cost the user that directory.
-    if not (out / "config.json").is_file():
-        raise ValueError(f"{out} does not hold a saved model, so it is not overwritten")
+    if not (out / mark).is_file():
+        kind = "a saved model" if mark == "config.json" else f"a {mark}"
+        raise ValueError(f"{out} does not hold {kind}, so it is not overwritten")
 
 
 @contextmanager

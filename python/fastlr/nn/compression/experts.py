@@ -59,7 +59,7 @@ def unfused_experts(model: nn.Module) -> Iterator[Unfused]:
     """
     fused = {}
     for name, module in model.named_modules():
-        if not _holds_experts(module):
+        if not holds_experts(module):
             continue
         obstacle = cannot_be_unfused(module)
         if obstacle:
@@ -74,7 +74,7 @@ def unfused_experts(model: nn.Module) -> Iterator[Unfused]:
         experts.put_back()
 
 
-def _holds_experts(module: nn.Module) -> bool:
+def holds_experts(module: nn.Module) -> bool:
     """Whether it has 3-D parameters by the expert, of transformers' kind or of another."""
     named = "expert" in type(module).__name__.lower()
     return is_fused_experts(module) or (

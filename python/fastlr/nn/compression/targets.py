@@ -27,10 +27,31 @@ def find_targets(
     Raises
     ------
     ValueError
-        If no layer matches, a pattern of `targets` matches none, the model is compressed already,
-        or a weight has an entry that is not finite.
+        As :func:`select_targets`, or if a weight has an entry that is not finite.
     TypeError
         If a weight is not of a float dtype (a quantized layer).
+    """
+    found = select_targets(model, stack, targets, ignore)
+    for layers in found:
+        for name, module in layers.items():
+            require_finite(f"model: the weight of layer {name!r}", dense_weight(module))
+            after_reading()
+    return found
+
+
+def select_targets(
+    model: nn.Module,
+    stack: BlockStack,
+    targets: str | Sequence[str] | None,
+    ignore: str | Sequence[str],
+) -> list[dict[str, nn.Module]]:
+    """As :func:`find_targets`, without a look at the weights.
+
+    Raises
+    ------
+    ValueError
+        If no layer matches, a pattern of `targets` matches none, or the model is compressed
+        already.
     """
     require_dense(model)
     wanted = patterns_of("targets", targets) if targets is not None else None
@@ -55,10 +76,6 @@ def find_targets(
             f"model: no linear layer in the blocks {stack.name} of {type(model).__name__} is left "
             f"to compress with targets={targets!r} and ignore={ignore!r}"
         )
-    for layers in found:
-        for name, module in layers.items():
-            require_finite(f"model: the weight of layer {name!r}", dense_weight(module))
-            after_reading()
     return found
 
 

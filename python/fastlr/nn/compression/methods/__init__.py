@@ -153,8 +153,13 @@ def default_method(ratio: float, dtype: torch.dtype) -> str:
     They are 1/32 of the dense numbers in float32 and 1/16 in half types, so that "two_sided" takes
     over above a ratio of 0.875 or 0.75.
     """
-    masks = 1 / (8 * dtype.itemsize)
-    return "sparse" if masks <= (1 - _FOR_VALUES) * (1 - ratio) else "two_sided"
+    fits = masks_share(dtype) <= (1 - _FOR_VALUES) * (1 - ratio)
+    return "sparse" if fits else "two_sided"
+
+
+def masks_share(dtype: torch.dtype) -> float:
+    """What masks of one bit an entry take, in parts of the dense numbers."""
+    return 1 / (8 * dtype.itemsize)
 
 
 def register_method(name: str, method: Method) -> None:
