@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from fastlr.cli.models import find_model, load_shapes
 from fastlr.nn.compression import calibrate
 from fastlr.nn.compression.dry_run import plan_compression
 
@@ -82,6 +83,7 @@ def test_no_weight_is_read(fastlr, tiny_model, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     nan = {name: tensor * math.nan for name, tensor in tensors.items()}
     save_file(nan, broken / "model.safetensors", {"format": "pt"})
+    assert {p.device.type for p in load_shapes(find_model(broken)).parameters()} == {"meta"}
     of_nan = _plan(fastlr, broken, *SMALL)
     assert {**of_nan, "path": ""} == {**_plan(fastlr, tiny_model, *SMALL), "path": ""}
 
