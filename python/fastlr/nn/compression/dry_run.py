@@ -185,9 +185,19 @@ def plan_compression(
         As :func:`fastlr.nn.compress_llm`, for all that shapes can tell.
     """
     settings = checked_settings(
-        model, None, None, heal_steps, ratio, method, form, allocation, None, 1, None, False,
-        model.dtype,
-    )  # fmt: skip
+        model,
+        None,
+        None,
+        heal_steps,
+        ratio,
+        method,
+        form=form,
+        allocation=allocation,
+        cap=None,
+        multiple=1,
+        propagation=None,
+        refit=False,
+    )
     before = ModelSize.of(model)
     obstacles = {n: cannot_be_unfused(m) for n, m in model.named_modules() if holds_experts(m)}
     with warnings.catch_warnings():
