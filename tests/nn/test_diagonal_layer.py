@@ -207,7 +207,7 @@ def test_described_to_transformers():
 
     layer = LowRankPlusDiagonal.from_dense(dense(8, 12), 2)
     described = FastlrConfig(json.loads(json.dumps(FastlrConfig.of(nn.Sequential(layer)).layers)))
-    built = described.build("0", torch.float64)
+    built = described.build("0", nn.Linear(12, 8, dtype=torch.float64))
     assert type(built) is LowRankPlusDiagonal
     assert built.structure() == layer.structure()
 

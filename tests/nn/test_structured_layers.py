@@ -229,7 +229,7 @@ def test_described_to_transformers():
     )
     described = FastlrConfig(json.loads(json.dumps(FastlrConfig.of(model).layers)))
     for name, layer in model.items():
-        built = described.build(name, torch.float64)
+        built = described.build(name, nn.Linear(1, 1, dtype=torch.float64))
         assert type(built) is type(layer)
         assert built.structure() == layer.structure()
 
