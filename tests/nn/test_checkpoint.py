@@ -19,12 +19,14 @@ from torch import nn
 
 from fastlr.nn import compress_llm
 from fastlr.nn.compression import calibrate
+from fastlr.nn.compression.calibration import Batch
 from fastlr.nn.compression.checkpoint import (
     Checkpoint,
     fingerprint,
     fingerprint_of_model,
     fingerprint_of_tensors,
 )
+from fastlr.nn.compression.model_files import batches_key
 
 transformers = pytest.importorskip("transformers", reason="compress_llm needs transformers")
 
@@ -193,7 +195,7 @@ def test_masked_positions_do_not_count_backward_either(tmp_path: Path) -> None:
     assert not torch.equal(other.state_dict()[weight], plain.state_dict()[weight])
 
 
-@pytest.mark.parametrize("change", ["model", "text", "ratio", "targets"])
+@pytest.mark.parametrize("change", ["model", "config", "text", "ratio", "targets"])
 def test_what_belongs_to_something_else_is_not_used(change: str, tmp_path: Path) -> None:
     model = tiny()
     compressed(model, tmp_path)
@@ -201,6 +203,11 @@ def test_what_belongs_to_something_else_is_not_used(change: str, tmp_path: Path)
     if change == "model":
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-3
+    elif change == "config":  # the same weights, and another function
+        model.config.rms_norm_eps = 0.5
+        for module in model.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 0.5
     elif change == "text":
         options = {"calibration": BATCHES[::-1]}
     elif change == "ratio":
@@ -208,6 +215,17 @@ def test_what_belongs_to_something_else_is_not_used(change: str, tmp_path: Path)
     else:
         options = {"targets": "up_proj"}
     require_same(compressed(model, tmp_path, **options), compressed(model, None, **options))
+
+
+def test_all_that_goes_with_the_tokens_is_in_their_name() -> None:
+    ids = BATCHES[0]
+    batches = [
+        Batch(ids),
+        Batch(ids, torch.ones_like(ids)),
+        Batch(ids, None, torch.ones_like(ids)),
+        Batch(ids, None, torch.zeros_like(ids)),
+    ]
+    assert len({batches_key([batch]) for batch in batches}) == 4
 
 
 def test_statistics_of_calibrate_are_in_files(tmp_path: Path) -> None:

@@ -205,6 +205,23 @@ def test_stopped_while_saving_it_leaves_what_was_there(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    source = saved(tmp_path / "dense", build("Llama"))
+    save = safetensors.torch.save_file
+
+    def full(tensors: dict[str, Tensor], path: Path, *more: Any) -> None:
+        if "small" in str(path):
+            raise safetensors.SafetensorError("No space left on device")
+        save(tensors, path, *more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"small.* cannot be written: No space left"):
+        on_disk(source, tmp_path / "small", method="svd", checkpoint_dir=tmp_path / "kept")
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "kept"}
+
+
 _MEASURE = """
 import sys, torch
 from transformers import LlamaForCausalLM

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.dense import is_conv1d
+from fastlr.nn.output import write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +75,6 @@ def to_peft(model: PreTrainedModel, path: str | os.PathLike[str]) -> None:
     ...     json.load(file)["target_modules"]
     ['model.layers.0.mlp.up_proj']
     """
-    from safetensors.torch import save_file
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
@@ -87,7 +87,7 @@ def to_peft(model: PreTrainedModel, path: str | os.PathLike[str]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".to_peft-") as unfinished:
         config = json.dumps(_config(model, corrections), indent=2, sort_keys=True)
         (Path(unfinished) / CONFIG).write_text(config + "\n", encoding="utf-8")
-        save_file(_tensors(corrections), Path(unfinished) / WEIGHTS, metadata={"format": "pt"})
+        write_tensors(Path(unfinished) / WEIGHTS, _tensors(corrections), {"format": "pt"})
         target.mkdir(exist_ok=True)
         for name in (WEIGHTS, CONFIG):  # PEFT looks for the second one first
             os.replace(Path(unfinished) / name, target / name)

@@ -93,6 +93,11 @@ class BlockWalk:
     on_batch : callable
         Called after each batch of the first pass.
 
+    Attributes
+    ----------
+    hidden : list of Tensor
+        The hidden states between two blocks, of each batch.
+
     Raises
     ------
     ValueError
@@ -108,7 +113,7 @@ class BlockWalk:
     ) -> None:
         self._model = model
         self._stack = stack
-        self._hidden: list[Tensor] = []
+        self.hidden: list[Tensor] = []
         self._calls: list[list[_Call]] = []
         # How the blocks hand on hidden states; None where they return more than those.
         self._skip: list[Callable[[Tensor], Any]] | None = None
@@ -120,14 +125,14 @@ class BlockWalk:
 
     def run(self, index: int, on_batch: Callable[[int], None]) -> None:
         """Send every batch through block `index`; `on_batch` hears the number of each, done."""
-        for number in range(len(self._hidden)):
+        for number in range(len(self.hidden)):
             self.advance(index, number)
             on_batch(number)
 
     def output(self, index: int, number: int) -> Tensor:
         """What block `index` makes of batch `number`; that batch stays where it is."""
         with torch.no_grad():
-            return self.through(index, number, self._hidden[number])
+            return self.through(index, number, self.hidden[number])
 
     def through(self, index: int, number: int, hidden: Tensor) -> Tensor:
         """What block `index` makes of `hidden`, called as for batch `number`."""
@@ -135,16 +140,7 @@ class BlockWalk:
 
     def advance(self, index: int, number: int) -> None:
         """Send batch `number` through block `index`, which must be the next one."""
-        self._hidden[number] = self.output(index, number)
-
-    @property
-    def hidden(self) -> list[Tensor]:
-        """The hidden states between two blocks, one tensor a batch."""
-        return self._hidden
-
-    @hidden.setter
-    def hidden(self, states: Sequence[Tensor]) -> None:
-        self._hidden = list(states)
+        self.hidden[number] = self.output(index, number)
 
     @contextmanager
     def ending_in(self, hidden: Tensor) -> Iterator[None]:
@@ -187,7 +183,7 @@ class BlockWalk:
                     f"states of the one before; {type(self._model).__name__} does not"
                 )
             if not calls:
-                self._hidden.append(hidden)
+                self.hidden.append(hidden)
             rest = args if "hidden_states" in kwargs else args[1:]
             kept = {k: v for k, v in kwargs.items() if k != "hidden_states"}
             if "hidden_states" in kwargs:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlr.nn.compression.mapped_tensors import MappedTensors, release
+from fastlr.nn.compression.mapped_tensors import MappedFiles
+from fastlr.nn.output import write_tensors
 
 _FACTS = "facts"
+_OF_ITS_ORIGIN = ("_name_or_path", "transformers_version")
 
 
 class Checkpoint:
@@ -34,7 +34,7 @@ class Checkpoint:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         # What has been read here, or in a part of this.
-        self._maps: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+        self._mapped = MappedFiles()
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).is_file()
@@ -42,7 +42,7 @@ class Checkpoint:
     def part(self, *key: Any) -> Checkpoint:
         """A checkpoint within this one, for what is computed from `key`."""
         part = Checkpoint(self.directory / fingerprint(*key))
-        part._maps = self._maps
+        part._mapped = self._mapped
         return part
 
     def write(self, name: str, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
@@ -53,27 +53,25 @@ class Checkpoint:
         OSError
             If the file cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         path = self._path(name)
         partial = path.with_suffix(".partial")
         whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(whole, partial, {_FACTS: json.dumps(facts)})
+            write_tensors(partial, whole, {_FACTS: json.dumps(facts)})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             if partial.is_file():
                 partial.unlink()
-            raise OSError(f"checkpoint_dir: {path} cannot be written ({error})") from error
+            raise OSError(
+                f"checkpoint_dir: {path} cannot be written ({error.__cause__ or error})"
+            ) from error
 
     def read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         """The tensors, read from the file when they are used, and the facts."""
-        mapped = MappedTensors(self._path(name))
-        self._maps.add(mapped.memory)
+        mapped = self._mapped.read(self._path(name))
         return mapped.tensors, json.loads(mapped.metadata[_FACTS])
 
     def remove(self, name: str) -> None:
@@ -82,8 +80,7 @@ class Checkpoint:
 
     def release(self) -> None:
         """Take what was read out of memory until it is used again."""
-        for memory in self._maps:
-            release(memory)
+        self._mapped.release()
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
@@ -106,7 +103,11 @@ def fingerprint_of_tensors(*tensors: Tensor) -> str:
 
 
 def fingerprint_of_model(model: nn.Module) -> str:
-    """A name for the class and the parameters and buffers of a model: one pass over them."""
+    """A name for the class, the config and all tensors of a model: one pass over these."""
+    config: Any = getattr(model, "config", None)
+    settings: dict[str, Any] = {} if config is None else config.to_dict()
+    # Where it was loaded from, and by what, change nothing that it does.
+    told = {key: value for key, value in settings.items() if key not in _OF_ITS_ORIGIN}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     hashes = {name: fingerprint_of_tensors(tensor) for name, tensor in tensors.items()}
-    return fingerprint(type(model).__name__, hashes)
+    return fingerprint(type(model).__name__, told, hashes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class MappedTensors:
     Attributes
     ----------
     tensors : dict of str to Tensor
-        On the CPU. What is written to them stays in memory, and is lost by :func:`release`.
+        On the CPU. What is written to them stays in memory, and is lost by
+        :meth:`MappedFiles.release`.
     metadata : dict of str to str
     memory : mmap.mmap
         What the tensors are views of; it lives as long as any of them.
@@ -72,10 +74,23 @@ class MappedTensors:
         return flat.view(shape)
 
 
-def release(memory: mmap.mmap) -> None:
-    """Take a file's pages out of memory until they are used again."""
-    if hasattr(memory, "madvise"):  # not on Windows
-        memory.madvise(mmap.MADV_DONTNEED)
+class MappedFiles:
+    """Files that are mapped to memory, as long as any of their tensors is there."""
+
+    def __init__(self) -> None:
+        self._memories: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def read(self, path: Path) -> MappedTensors:
+        """One file more."""
+        mapped = MappedTensors(path)
+        self._memories.add(mapped.memory)
+        return mapped
+
+    def release(self) -> None:
+        """Take the pages of all files out of memory until they are used again."""
+        for memory in self._memories:
+            if hasattr(memory, "madvise"):  # not on Windows
+                memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _header_of(path: Path, content: mmap.mmap) -> tuple[dict[str, Any], int]:

@@ -94,11 +94,10 @@ class ModelFiles:
 
 
 def batches_key(batches: Sequence[Batch]) -> str:
-    """A name for some tokens and their masks."""
-    masks = [batch.attention_mask for batch in batches]
+    """A name for some tokens and all that goes with them."""
     none = torch.empty(0)
-    parts = [none if mask is None else mask for mask in masks]
-    return fingerprint_of_tensors(*(batch.input_ids for batch in batches), *parts)
+    parts = (part for batch in batches for part in vars(batch).values())
+    return fingerprint_of_tensors(*(none if part is None else part for part in parts))
 
 
 def statistics_key(statistics: Statistics | None) -> str:
@@ -106,7 +105,8 @@ def statistics_key(statistics: Statistics | None) -> str:
     if statistics is None:
         return "uncalibrated"
     grams = [*statistics.grams.values(), *statistics.gradients.values()]
-    distinct: dict[int, Tensor] = {id(gram): gram.matrix for gram in grams}
+    sums = (part for gram in grams for part in (gram.matrix, gram.total, gram.magnitude))
+    distinct: dict[int, Tensor] = {id(part): part for part in sums if part is not None}
     return fingerprint_of_tensors(*distinct.values()) + batches_key(statistics.batches)
 
 

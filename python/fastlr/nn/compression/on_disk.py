@@ -7,11 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from mmap import mmap
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +25,10 @@ from fastlr.nn.compression.engine import (
     checked_settings,
     compress_to,
 )
-from fastlr.nn.compression.mapped_tensors import MappedTensors, release
+from fastlr.nn.compression.mapped_tensors import MappedFiles
 from fastlr.nn.compression.model_files import ModelFiles
 from fastlr.nn.compression.report import CompressionReport
-from fastlr.nn.output import atomic_directory, check_output
+from fastlr.nn.output import atomic_directory, check_output, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -191,12 +189,12 @@ class _MappedModel:
 
     directory: Path
     paths: list[Path]
-    _maps: weakref.WeakSet[mmap]
+    _mapped: MappedFiles = field(default_factory=MappedFiles)
 
     @classmethod
     def of(cls, directory: Path) -> _MappedModel:
         names = hf.weight_files(directory, "compress_on_disk")
-        return cls(directory, [directory / name for name in names], weakref.WeakSet())
+        return cls(directory, [directory / name for name in names])
 
     def build(self) -> PreTrainedModel:
         """The model; its parameters are the tensors in the files.
@@ -209,9 +207,7 @@ class _MappedModel:
         config: Any = AutoConfig.from_pretrained(self.directory)
         tensors: dict[str, Tensor] = {}
         for path in self.paths:
-            mapped = MappedTensors(path)
-            self._maps.add(mapped.memory)
-            tensors.update(mapped.tensors)
+            tensors.update(self._mapped.read(path).tensors)
         dtypes = [t.dtype for t in tensors.values() if t.is_floating_point()]
         dtype = max(set(dtypes), key=dtypes.count)
         model, found = kind.from_pretrained(
@@ -255,8 +251,7 @@ class _MappedModel:
 
     def release(self) -> None:
         """Let the system forget what it has read of the files."""
-        for memory in self._maps:
-            release(memory)
+        self._mapped.release()
 
     @contextmanager
     def released_after_blocks(self, model: PreTrainedModel) -> Iterator[None]:
@@ -272,16 +267,14 @@ class _MappedModel:
 
 def _write(model: PreTrainedModel, directory: Path, stored: _MappedModel) -> None:
     """Save the model, each block in a file of its own."""
-    from safetensors.torch import save_file
-
-    shards = _shards(model)
+    state = model.state_dict()
+    shards = _shards(model, state)
     weight_map: dict[str, str] = {}
     total = 0
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        state = model.state_dict()
         tensors = {name: state[name].contiguous() for name in names}
-        save_file(tensors, directory / file, {"format": "pt"})
+        write_tensors(directory / file, tensors, {"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
         total += sum(t.numel() * t.element_size() for t in tensors.values())
         stored.release()
@@ -296,7 +289,7 @@ def _write(model: PreTrainedModel, directory: Path, stored: _MappedModel) -> Non
         generation.save_pretrained(directory)
 
 
-def _shards(model: PreTrainedModel) -> list[list[str]]:
+def _shards(model: PreTrainedModel, state: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of the tensors of each file: what is outside the blocks, then the blocks."""
     stack = find_blocks(model)
     prefixes = [f"{stack.block_name(index)}." for index in range(len(stack.blocks))]
@@ -304,7 +297,7 @@ def _shards(model: PreTrainedModel) -> list[list[str]]:
     shards: list[list[str]] = [[] for _ in range(len(prefixes) + 1)]
     seen: set[tuple[int, torch.Size]] = set()
     depth = stack.name.count(".") + 2
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         place = tensor.data_ptr(), tensor.shape
         # Of tied tensors the first one is saved, as transformers does.
         if tensor.numel() and place in seen:

@@ -83,7 +83,7 @@ class CompressionRun:
                 model, stack, blocks, batches, bar, gradients=gradients, files=self.files
             )
             self.seconds["statistics"] = time.perf_counter() - start
-            self._from(model, stack, blocks, statistics, bar, batches_key(batches))
+            self.from_statistics(model, stack, blocks, statistics, bar, batches_key(batches))
             return
         self.batches = list(batches)
         self.tokens = sum(batch.tokens() for batch in batches)
@@ -106,21 +106,14 @@ class CompressionRun:
         blocks: Blocks,
         statistics: Statistics | None,
         bar: Progress,
+        known_as: str | None = None,
     ) -> None:
-        """Prepare all layers, share the budget between them, and build them."""
-        key = "" if self.files is None else statistics_key(statistics)
-        self._from(model, stack, blocks, statistics, bar, key)
+        """Prepare all layers, share the budget between them, and build them.
 
-    def _from(
-        self,
-        model: PreTrainedModel,
-        stack: BlockStack,
-        blocks: Blocks,
-        statistics: Statistics | None,
-        bar: Progress,
-        key: str,
-    ) -> None:
+        `known_as` is a name for the statistics in files; without one, it is made of what they hold.
+        """
         if self.files is not None:
+            key = known_as or statistics_key(statistics)
             self.record = self.files.record(self.settings, blocks, key)
         start = time.perf_counter()
         calibrated = statistics is not None

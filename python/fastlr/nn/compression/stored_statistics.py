@@ -169,7 +169,7 @@ class StoredCollection:
     def _write(self, name: str, grams: Grams) -> None:
         """The matrices, once each, and which layers have which."""
         distinct = list({id(gram): gram for gram in grams.values()}.values())
-        number_of = {id(gram): number for number, gram in enumerate(distinct)}
+        place_of = {id(gram): number for number, gram in enumerate(distinct)}
         tensors = {}
         for number, gram in enumerate(distinct):
             tensors[f"{number}.matrix"] = gram.matrix
@@ -177,7 +177,7 @@ class StoredCollection:
                 value = getattr(gram, part)
                 if value is not None:
                     tensors[f"{number}.{part}"] = value
-        layers = {layer: number_of[id(gram)] for layer, gram in grams.items()}
+        layers = {layer: place_of[id(gram)] for layer, gram in grams.items()}
         self.files.write(name, tensors, {"layers": layers, "tokens": [g.tokens for g in distinct]})
 
     def _read(self, kind: str) -> Grams:
