@@ -16,7 +16,8 @@ namespace {
 // ‖G - I‖, the largest of a batch.
 double distance_from_identity(const at::Tensor& G) {
   if (G.numel() == 0) return 0.0;
-  const auto difference = G - at::eye(G.size(-1), G.options());
+  auto difference = G.clone();
+  difference.diagonal(0, -2, -1).sub_(1);
   return at::linalg_vector_norm(difference, 2, at::IntArrayRef({-2, -1})).max().item<double>();
 }
 
@@ -33,7 +34,9 @@ constexpr double kNearOrthonormal = 0.5;
 // Q (3 I - G) / 2 for G = QᴴQ near I, the first step of Newton and Schulz for Q G^-1/2: orthonormal to
 // (3 / 8) ‖G - I‖^2, by a product instead of a factorization.
 void newton_schulz_(at::Tensor& Q, const at::Tensor& G) {
-  tall_add_product_(Q, (at::eye(G.size(-1), G.options()) - G) / 2);
+  auto correction = G * -0.5;
+  correction.diagonal(0, -2, -1).add_(0.5);
+  tall_add_product_(Q, correction);
 }
 
 // Whether what newton_schulz_ leaves is below rounding.

@@ -85,17 +85,28 @@ std::pair<at::Tensor, at::Tensor> column_extremes(const at::Tensor& Y) {
 
 namespace {
 
-// YᴴY in double precision as a sum of short sums, in which rounding to one side has not far to go.
-at::Tensor gram_of_short_sums(const at::Tensor& Y) {
-  constexpr int64_t length = 32;
-  const int64_t whole = Y.size(0) / length;
-  const auto rest = Y.narrow(0, whole * length, Y.size(0) % length);
-  auto G = at::mm(rest.mH(), rest);
-  if (whole > 0) {
-    const auto short_blocks = Y.narrow(0, 0, whole * length).unflatten(0, {whole, length});
-    G += at::bmm(short_blocks.mH(), short_blocks).sum(0);
+// G <- G + YᴴY in double precision as a sum of short sums, in which rounding to one side has not far to go.
+void add_short_sums_(at::Tensor& G, const at::Tensor& Y) {
+  constexpr int64_t length = 32, wide = 512;
+  // Many matrices at once save calls, where they fit into the cache.
+  const int64_t together = Y.size(1) > wide ? 0 : Y.size(0) / length * length;
+  if (together > 0) {
+    const auto short_blocks = Y.narrow(0, 0, together).unflatten(0, {together / length, length});
+    G.add_(at::bmm(short_blocks.mH(), short_blocks).sum(0));
   }
-  return G;
+  for (int64_t row = together; row < Y.size(0); row += length) {
+    const auto block = Y.narrow(0, row, std::min(length, Y.size(0) - row));
+    G.addmm_(block.mH(), block);
+  }
+}
+
+// ‖y‖^2 of every column, some columns at a time: their squares are kept in memory.
+at::Tensor squared_lengths(const at::Tensor& Y) {
+  constexpr int64_t panel = 512;
+  if (Y.size(-1) <= panel) return squared_magnitude(Y).sum(-2);
+  std::vector<at::Tensor> each;
+  for (const auto& columns : Y.split(panel, -1)) each.push_back(squared_magnitude(columns).sum(-2));
+  return at::cat(each, -1);
 }
 
 }  // namespace
@@ -122,7 +133,7 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
       const auto block = Y.narrow(0, row0, count);
       auto part = parts.select(0, share);
       if (widest) {
-        part.add_(gram_of_short_sums(block));
+        add_short_sums_(part, block);
       } else {
         const auto wide = buffers.select(0, share).narrow(0, 0, count).copy_(block);
         part.addmm_(wide.mH(), wide);
@@ -130,7 +141,7 @@ at::Tensor accurate_gram(const at::Tensor& Y) {
     });
     G = shares == 1 ? parts.squeeze(0) : parts.sum(0);
   }
-  if (widest) G.diagonal(0, -2, -1).copy_(squared_magnitude(Y).sum(-2));
+  if (widest) G.diagonal(0, -2, -1).copy_(squared_lengths(Y));
   return G;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -142,7 +143,11 @@ void check_undecomposed(const Side& side, const char* name) {
   const auto has_factor = [&](at::ScalarType type) {
     auto shifted = side.matrix.to(type, /*non_blocking=*/false, /*copy=*/true);
     shifted.diagonal().add_(added);
-    return std::get<1>(at::linalg_cholesky_ex(shifted)).item<int>() == 0;
+    // In place: LAPACK's layout is that of the transpose, which has a factor where the matrix has one.
+    auto factor = shifted.mT();
+    auto info = at::empty({}, shifted.options().dtype(at::kInt));
+    at::linalg_cholesky_ex_out(factor, info, factor);
+    return info.item<int>() == 0;
   };
   const auto lower = side.matrix.is_complex() ? at::kComplexFloat : at::kFloat;
   check_semidefinite(has_factor(lower) || has_factor(side.matrix.scalar_type()), name);
@@ -252,10 +257,28 @@ std::optional<Directions> sketched_directions(const at::Tensor& C, int64_t rank,
   return Directions{U, S, std::sqrt(rounding) * S[0].item<double>()};
 }
 
-// ---- factors: W' = X Y ----
+struct Leading {
+  Directions found;
+  bool sketched;
+  double total;  // the sum of all squared singular values
+};
+
+// Of diag(l) Qᴴ W R, all of them or at least options.rank.
+Leading leading(const Problem& p, const WeightedLowRankOptions& options, double rounding) {
+  const auto C = p.left.identity() ? p.gram : p.loudness() * p.gram * p.loudness().t();
+  const double total = std::max(0.0, at::real(C.diagonal()).sum().item<double>());
+  const int64_t rank = options.rank.value_or(p.rows());
+  if (options.rank && !options.tol && p.rows() >= kLeastRows && rank * kLeastRatio <= p.rows())
+    if (auto found = sketched_directions(C, rank, p.sharp() ? std::sqrt(kEpsilon) : rounding))
+      return {*std::move(found), true, total};
+  const auto M = p.sharp() ? weighted_rows(p, p.reached) : at::Tensor();
+  return {left_directions(M, C, rank, p.sharp(), rounding), false, total};
+}
+
+// ---- factors: W' = X Zᴴ ----
 
 struct Product {
-  at::Tensor X, Y;
+  at::Tensor X, Z;
 };
 
 // W' = X Xᴴ W: where the rows have no weight. What the columns' weight does not see follows by plain size.
@@ -268,14 +291,14 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
     X = at::cat({X, at::mm(quiet, order.U.narrow(1, 0, rank - loud))}, 1);
   }
   X = polish(X);
-  return {X, at::mm(X.mH(), p.W)};
+  return {X, at::mm(p.W.mH(), X)};
 }
 
 // W' = W Yᴴ Y: where the columns have no weight.
 Product projected_columns(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
-  const auto seen = weighted_rows(p, p.turned);
-  auto V = polish(at::mm(seen.mH(), found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud)));
+  const auto seen = weighted_rows(p, found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud));
+  auto V = polish(at::mm(p.turned.mH(), seen));
   if (rank > loud) {
     const auto rest = at::addmm(p.W, at::mm(p.W, V), V.mH(), 1, -1);
     const auto order = plain_directions(p, rest, rank - loud);
@@ -284,7 +307,7 @@ Product projected_columns(const Problem& p, const Directions& found, int64_t ran
     const auto lengths = order.S.narrow(0, 0, rank - loud).clamp_min(largest > 0 ? kEpsilon * largest : 1.0);
     V = polish(at::cat({V, at::mm(rest.mH(), order.U.narrow(1, 0, rank - loud) / lengths)}, 1));
   }
-  return {at::mm(p.W, V), materialized_adjoint(V)};
+  return {at::mm(p.W, V), V};
 }
 
 // diag(l)^-1 U. The vectors V = (l reached)ᴴ U / S give the same as reached V / S: this is accurate where the row
@@ -300,7 +323,7 @@ at::Tensor without_weight(const Problem& p, const at::Tensor& U, const at::Tenso
   return at::where(S > size, by_columns, by_inverse);
 }
 
-// What is invisible of E = Qᴴ(W - X Y), as (X, Y): its rows without weight, and its other rows, which the columns'
+// What is invisible of E = Qᴴ(W - X Zᴴ), as (X, Z): its rows without weight, and its other rows, which the columns'
 // weight does not see. Kept apart, since mixtures of them would be visible.
 Product invisible(const Problem& p, const at::Tensor& E, int64_t count) {
   const auto silent = (p.left.values == 0).nonzero().squeeze(1), heard = p.left.values.nonzero().squeeze(1);
@@ -313,19 +336,34 @@ Product invisible(const Problem& p, const at::Tensor& E, int64_t count) {
   }
   const auto largest = at::cat(sizes).argsort(/*stable=*/true, /*dim=*/0, /*descending=*/true).narrow(0, 0, count);
   const auto X = at::cat(bases, 1).index_select(1, largest);
-  return {X, at::mm(X.mH(), E)};
+  return {X, at::mm(E.mH(), X)};
 }
 
 // W' = L^-1 U Uᴴ L W for L = diag(l) Qᴴ: where both sides have a weight.
 Product oblique(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
   const auto U = found.U.narrow(1, 0, loud);
-  Product turned{without_weight(p, U, found.S.narrow(0, 0, loud)), at::mm(weighted_rows(p, U).mH(), p.turned)};
+  Product turned{without_weight(p, U, found.S.narrow(0, 0, loud)), at::mm(p.turned.mH(), weighted_rows(p, U))};
   if (rank > loud) {
-    const auto rest = invisible(p, at::addmm(p.turned, turned.X, turned.Y, 1, -1), rank - loud);
-    turned = {at::cat({turned.X, rest.X}, 1), at::cat({turned.Y, rest.Y}, 0)};
+    const auto rest = invisible(p, at::addmm(p.turned, turned.X, turned.Z.mH(), 1, -1), rank - loud);
+    turned = {at::cat({turned.X, rest.X}, 1), at::cat({turned.Z, rest.Z}, 1)};
   }
-  return {turned_back(p.left, turned.X), turned.Y};
+  return {turned_back(p.left, turned.X), turned.Z};
+}
+
+struct Factors {
+  at::Tensor B, A;
+};
+
+// B A = X Zᴴ, or its adjoint for a W that was tall. B has orthonormal columns where the rows have no weight, A
+// orthonormal rows where the columns have none.
+Factors factors(const Problem& p, const Directions& found, int64_t rank, bool tall) {
+  const bool by_rows = p.left.identity() && !(tall && p.right.identity());
+  const auto [X, Z] = by_rows              ? projected_rows(p, found, rank)
+                      : p.right.identity() ? projected_columns(p, found, rank)
+                                           : oblique(p, found, rank);
+  return tall ? Factors{Z.contiguous(), materialized_adjoint(X).contiguous()}
+              : Factors{X.contiguous(), materialized_adjoint(Z).contiguous()};
 }
 
 // ---- ranks and errors ----
@@ -349,16 +387,24 @@ double squared_norm(const at::Tensor& E, const Side& right) {
   return std::max(0.0, at::real(at::mul(at::mm(E, right.matrix), at::conj_physical(E))).sum().item<double>());
 }
 
+// By panels of rows: what is subtracted need not be kept.
 double squared_error(const Problem& p, const Product& product) {
-  const auto E = at::addmm(p.turned, turned(p.left, product.X), product.Y, 1, -1);
-  return squared_norm(weighted_rows(p, E), p.right);
+  constexpr int64_t panel = 512;
+  const auto X = turned(p.left, product.X);
+  double squared = 0;
+  for (int64_t first = 0; first < p.rows(); first += panel) {
+    const auto of_panel = [&](const at::Tensor& M) { return M.narrow(0, first, std::min(panel, p.rows() - first)); };
+    const auto E = at::addmm(of_panel(p.turned), of_panel(X), product.Z.mH(), 1, -1);
+    squared += squared_norm(p.left.identity() ? E : of_panel(p.loudness()) * E, p.right);
+  }
+  return squared;
 }
 
 // The same from random combinations of the rows: for the rounding that is left where nothing has been cut off, and
 // which is not worth a product with the columns' weight.
 double estimated_squared_error(const Problem& p, const Product& product) {
   const auto omega = weighted_rows(p, gaussian(p.rows(), kProbes, kSeed, 0, p.W.options())).mH();
-  const auto E = at::mm(omega, p.turned) - at::mm(at::mm(omega, turned(p.left, product.X)), product.Y);
+  const auto E = at::mm(omega, p.turned) - at::mm(at::mm(omega, turned(p.left, product.X)), product.Z.mH());
   return squared_norm(E, p.right) / kProbes;
 }
 
@@ -366,8 +412,14 @@ double estimated_squared_error(const Problem& p, const Product& product) {
 void balance(at::Tensor& B, at::Tensor& A) {
   const auto lengths = at::linalg_vector_norm(B, 2, at::IntArrayRef(0));
   const auto safe = at::where(lengths > 0, lengths, 1.0);
-  B = B / safe;
-  A = A * safe.unsqueeze(1);
+  B.div_(safe);
+  A.mul_(safe.unsqueeze(1));
+}
+
+// The e for which fourth powers of W * 2^e are in the range of doubles: 0, and no copy, for all but strange weights.
+int exponent_of(const at::Tensor& W) {
+  const int exponent = scale_exponent(largest_magnitude(W));
+  return std::abs(exponent) <= 64 ? 0 : exponent;
 }
 
 void check_arguments(const at::Tensor& W, const SideWeight& right, const std::optional<at::Tensor>& mean,
@@ -410,38 +462,25 @@ WeightedLowRank weighted_low_rank(const at::Tensor& W, const SideWeight& left, c
 
   const bool tall = W.size(0) > W.size(1), weighted = !rows.identity();
   const char *of_rows = "left", *of_columns = mean ? "right - mean meanᴴ" : "right";
-  const int exponent = scale_exponent(largest_magnitude(W));
+  const int exponent = exponent_of(W);
   const auto unit = scaled(W.to(type), exponent);
   auto &of_short = tall ? columns : rows, &of_long = tall ? rows : columns;
   decompose(of_short, tall ? of_columns : of_rows);
   check_undecomposed(of_long, tall ? of_rows : of_columns);
   const auto p = posed(tall ? materialized_adjoint(unit) : unit, of_short, of_long, unit_roundoff(W) > kEpsilon);
-
-  const auto C = p.left.identity() ? p.gram : p.loudness() * p.gram * p.loudness().t();
   const double rounding = static_cast<double>(longer) * kEpsilon * std::max(p.left.lost, p.right.lost);
-  const double total = std::max(0.0, at::real(C.diagonal()).sum().item<double>());
-  std::optional<Directions> sketched;
-  if (options.rank && !options.tol && shorter >= kLeastRows && *options.rank * kLeastRatio <= shorter)
-    sketched = sketched_directions(C, *options.rank, p.sharp() ? std::sqrt(kEpsilon) : rounding);
+  const auto [found, sketched, total] = leading(p, options, rounding);
   int64_t rank = options.rank.value_or(shorter);
-  const auto found = sketched ? *sketched
-                              : left_directions(p.reached.defined() ? weighted_rows(p, p.reached) : at::Tensor(), C,
-                                                rank, p.sharp(), rounding);
   if (options.tol) rank = std::min(rank, rank_within(found, *options.tol, 4 * unit_roundoff(W)));
 
-  // Orthonormal columns of B where the rows have no weight, orthonormal rows of A where the columns have none.
-  const bool by_rows = p.left.identity() && !(tall && p.right.identity());
-  auto [X, Y] = by_rows              ? projected_rows(p, found, rank)
-                : p.right.identity() ? projected_columns(p, found, rank)
-                                     : oblique(p, found, rank);
-  auto B = tall ? materialized_adjoint(Y) : X, A = tall ? materialized_adjoint(X) : Y;
+  auto [B, A] = factors(p, found, rank, tall);
   if (weighted) balance(B, A);
-  B = B.to(W.scalar_type()).contiguous();
-  A = scaled(A, -exponent).to(W.scalar_type()).contiguous();
+  B = B.to(W.scalar_type());
+  A = scaled(A, -exponent).to(W.scalar_type());
   fix_signs(B, A);
 
   const auto stored_B = B.to(type), stored_A = scaled(A.to(type), exponent);
-  const auto stored = tall ? Product{stored_A.mH(), stored_B.mH()} : Product{stored_B, stored_A};
+  const auto stored = tall ? Product{stored_A.mH(), stored_B} : Product{stored_B, stored_A.mH()};
   const double squared =
       rank == shorter && !options.tol ? estimated_squared_error(p, stored) : squared_error(p, stored);
   // The weights' exponents count half.
@@ -457,7 +496,7 @@ WeightedLowRank weighted_low_rank(const at::Tensor& W, const SideWeight& left, c
           bias.to(W.scalar_type()),
           std::ldexp(std::sqrt(squared) * odd, back),
           std::ldexp(std::sqrt(total) * odd, back),
-          sketched.has_value(),
+          sketched,
           converged};
 }
 

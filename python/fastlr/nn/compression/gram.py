@@ -137,7 +137,8 @@ def cross_products(first: Tensor, second: Tensor) -> Tensor:
 
 def power_of_two_above(matrix: Tensor) -> float:
     """The power of two just above the largest entry (1 for a zero matrix)."""
-    largest = float(matrix.abs().max())
+    least, most = (float(end) for end in torch.aminmax(matrix))
+    largest = max(-least, most)
     return math.ldexp(1.0, math.frexp(largest)[1]) if largest > 0 else 1.0
 
 
