@@ -243,6 +243,17 @@ def test_statistics_of_calibrate_are_in_files(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("in_files", [True, False])
+def test_statistics_can_be_saved(tmp_path: Path, in_files: bool) -> None:
+    directory = tmp_path / "work" if in_files else None
+    found = calibrate(tiny(), BATCHES, gradients=True, checkpoint_dir=directory, progress=False)
+    torch.save(found, tmp_path / "statistics.pt")
+    again = torch.load(tmp_path / "statistics.pt", weights_only=False)
+    for name, gram in found.grams.items():
+        assert torch.equal(again.grams[name].matrix, gram.matrix)
+        assert torch.equal(again.gradients[name].matrix, found.gradients[name].matrix)
+
+
 def test_a_model_trained_from_what_was_read_is_its_own(tmp_path: Path) -> None:
     """Layers that were read from the directory can be changed without changing their files."""
     model = tiny()

@@ -4,11 +4,13 @@ from fastlr.nn import parametrize as parametrize
 from fastlr.nn.compression import (
     CompensationReport,
     CompressionReport,
+    QuantizationReport,
     compensate,
     compress,
     compress_llm,
     compress_on_disk,
     plan,
+    quantize_plus_low_rank,
     sweep,
 )
 from fastlr.nn.diagnostics import MatrixSpectrum, SpectraReport, spectra
@@ -37,6 +39,7 @@ from fastlr.nn.modules import (
     LowRankPlusDiagonal,
     MaestroLinear,
     MonarchLinear,
+    QuantizedLinear,
     RoutedExperts,
     SharedBasisLinear,
     SparseLinear,
@@ -67,6 +70,8 @@ __all__ = [
     "MaestroLinear",
     "MatrixSpectrum",
     "MonarchLinear",
+    "QuantizationReport",
+    "QuantizedLinear",
     "RoutedExperts",
     "SharedBasisLinear",
     "SparseLinear",
@@ -82,6 +87,7 @@ __all__ = [
     "merge",
     "perplexity",
     "plan",
+    "quantize_plus_low_rank",
     "spectra",
     "sweep",
     "to_peft",

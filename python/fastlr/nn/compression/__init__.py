@@ -11,6 +11,8 @@ from fastlr.nn.compression.module_plan import CompressionPlan, compress, plan
 from fastlr.nn.compression.on_disk import compress_on_disk
 from fastlr.nn.compression.planned_layer import PlannedLayer
 from fastlr.nn.compression.problem import Candidates, LayerGroup, LayerProblem
+from fastlr.nn.compression.quantization import quantize_plus_low_rank
+from fastlr.nn.compression.quantization_report import QuantizationReport, QuantizedLayerReport
 from fastlr.nn.compression.ratio_sweep import Sweep, SweepPoint, sweep
 from fastlr.nn.compression.report import CompressionReport, LayerReport
 from fastlr.nn.compression.solver import Solution, Truncation, solve
@@ -30,6 +32,8 @@ __all__ = [
     "LossPrediction",
     "Method",
     "PlannedLayer",
+    "QuantizationReport",
+    "QuantizedLayerReport",
     "Solution",
     "Statistics",
     "Sweep",
@@ -41,6 +45,7 @@ __all__ = [
     "compress_llm",
     "compress_on_disk",
     "plan",
+    "quantize_plus_low_rank",
     "register_method",
     "solve",
     "sweep",

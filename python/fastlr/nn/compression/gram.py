@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Gram:
         tokens: int = 0,
         total: Tensor | None = None,
         magnitude: Tensor | None = None,
-        after_reading: Callable[[], None] = lambda: None,
+        after_reading: Callable[[], None] | None = None,
     ) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Gram: matrix must be square, got shape {tuple(matrix.shape)}")
@@ -76,8 +77,13 @@ class Gram:
     def unit(self) -> Tensor:
         """G / scale."""
         scaled = self.matrix / self.scale
-        self._after_reading()
+        if self._after_reading is not None:
+            self._after_reading()
         return scaled
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What forgets a file is of no use to a copy, which is in memory.
+        return {**self.__dict__, "_after_reading": None}
 
     @classmethod
     def of(cls, inputs: Tensor, *, exact: bool = True) -> Gram:

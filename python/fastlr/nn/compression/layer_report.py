@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastlr.nn.compression.gram import Gram
@@ -9,6 +10,8 @@ from fastlr.nn.compression.problem import Candidates, LayerProblem
 from fastlr.nn.compression.report import LEFT_DENSE, LayerReport
 from fastlr.nn.modules.base import CompressedLinear, composed_weight
 from fastlr.nn.modules.dense import dense_weight, high_precision
+
+_PANEL = 1024
 
 
 def layer_report(
@@ -56,14 +59,22 @@ def layer_report(
 
 def relative_error(weight: Tensor, approximation: Tensor, gram: Gram | None) -> float:
     """tr(Δ G Δᵀ) / tr(W G Wᵀ) with Δ the difference, in float64; 0 / 0 is 0."""
-    exact = high_precision(weight)
-    difference = exact - approximation.to(exact.device)
-    lost, whole = (
-        float((m if gram is None else m @ gram.matrix).mul(m).sum()) for m in (difference, exact)
-    )
+    lost = whole = 0.0
+    # Some rows at a time: what is made of them need not be kept.
+    for rows, found in zip(
+        torch.split(weight, _PANEL), torch.split(approximation, _PANEL), strict=True
+    ):
+        exact = high_precision(rows)
+        lost += _energy(exact - found.to(exact.device), gram)
+        whole += _energy(exact, gram)
     if whole <= 0:
         return 0.0 if lost <= 0 else float("inf")
     return max(lost, 0.0) / whole
+
+
+def _energy(matrix: Tensor, gram: Gram | None) -> float:
+    """tr(M G Mᵀ)."""
+    return float((matrix if gram is None else matrix @ gram.matrix).mul(matrix).sum())
 
 
 def weight_size(module: nn.Module) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from fastlr.nn.modules.low_rank_linear import LowRankLinear
 from fastlr.nn.modules.low_rank_plus_diagonal import LowRankPlusDiagonal
 from fastlr.nn.modules.maestro_linear import MaestroLinear
 from fastlr.nn.modules.monarch_linear import MonarchLinear
+from fastlr.nn.modules.quantized_linear import QuantizedLinear
 from fastlr.nn.modules.shared_basis_linear import SharedBasisLinear
 from fastlr.nn.modules.sparse_linear import SparseLinear
 from fastlr.nn.modules.subset_linear import SubsetLinear
@@ -42,6 +43,7 @@ __all__ = [
     "LowRankPlusDiagonal",
     "MaestroLinear",
     "MonarchLinear",
+    "QuantizedLinear",
     "RoutedExperts",
     "SharedBasisLinear",
     "SparseLinear",

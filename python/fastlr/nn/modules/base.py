@@ -78,14 +78,13 @@ class CompressedLinear(nn.Module, abc.ABC):
 
         The weight is composed in float64 and rounded once.
         """
-        factor = next(self.parameters())
         bias = self.composed_bias()
         linear = nn.Linear(
             self.in_features,
             self.out_features,
             bias=bias is not None,
-            device=factor.device,
-            dtype=factor.dtype,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
         )
         with torch.no_grad():
             linear.weight.copy_(self.compose())

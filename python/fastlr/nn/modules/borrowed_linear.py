@@ -79,13 +79,12 @@ class BorrowedLinear(CompressedLinear):
     @classmethod
     def of(cls, lender: CompressedLinear) -> BorrowedLinear:
         """A layer that does what `lender` does, on its device and in its mode."""
-        factor = next(lender.parameters())
         layer = cls(
             lender.in_features,
             lender.out_features,
             lender.bias is not None,
-            factor.device,
-            factor.dtype,
+            lender.weight.device,
+            lender.weight.dtype,
         )
         layer.borrow(lender)
         return layer.train(lender.training)
