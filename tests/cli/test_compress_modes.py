@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from fastlr import nn
 from fastlr.cli.console import Progress
 from fastlr.cli.decisions import say_exceptions
 from fastlr.nn.compression import CompressionReport
 from fastlr.nn.compression.report import LayerReport, ModelSize
+from tiny_gguf import write_gguf
 
 SMALL = ["--samples", "4", "--seq-len", "16"]
 
@@ -152,7 +154,7 @@ def test_layers_with_a_note_are_listed_by_it(capsys):
         ),
         (["{out}", "--on-disk", "--heal-steps", "2"], "--heal-steps cannot be used with --on-disk"),
         (["{out}", "--on-disk", "--device", "cuda"], "--device cannot be used with --on-disk"),
-        (["{out}", "--on-disk", "--dtype", "float16"], "--dtype cannot be used with --on-disk"),
+        (["{out}", "--on-disk", "--dtype", "float16"], "--dtype can be used with --on-disk for a"),
         (["{out}", "--checkpoint", "{text}"], "--checkpoint must be a directory"),
         (["{out}", "--checkpoint", "{out}/kept"], "--checkpoint must lie outside of OUT"),
         (["{out}", "--sweep", "0.2"], "--evaluate FILE"),
@@ -176,13 +178,18 @@ def test_what_does_not_go_together_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_on_disk_reads_safetensors_only(fastlr, tiny_model, tmp_path):
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
-    ran = fastlr("compress", file, tmp_path / "out", "--on-disk")
-    assert (
-        f"--on-disk must have a MODEL directory of safetensors files, got {file}" in ran.complaint
-    )
+def test_a_gguf_file_is_planned_and_compressed_on_disk(fastlr, tmp_path):
+    file = write_gguf(tmp_path / "model.gguf")
+    ran = fastlr("compress", file, "--plan", "--method", "svd", "--json")
+    assert json.loads(ran.out)["dtype"] == "float32"
+    assert json.loads(ran.out)["blocks"] == 3
+    out = tmp_path / "out"
+    ran = fastlr("compress", file, out, "--on-disk", "--method", "svd", "--dtype", "bfloat16")
+    assert ran.code == 0, ran.err
+    assert nn.load(out).dtype == torch.bfloat16
+
+
+def test_on_disk_wants_a_complete_directory(fastlr, tiny_model, tmp_path):
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
     ran = fastlr("compress", tmp_path, tmp_path.parent / "elsewhere", "--on-disk")
     assert "model.safetensors is missing" in ran.complaint

@@ -98,12 +98,13 @@ def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) 
     tokenizer = load_tokenizer(source) if request.calibration is not None else None
     if not has_tokenizer(source):
         _say_no_tokenizer(source, progress)
-    shapes = load_shapes(source)
+    shapes = load_shapes(source, request.dtype)
     say_decisions(shapes, request, progress)
     with progress.stage("compress", "Compressing"):
         report = compress_on_disk(
-            source.directory,
+            source.path,
             request.directory,
+            dtype=shapes.dtype if source.gguf else None,
             overwrite=request.overwrite,
             **_choices(request, tokenizer),
         )

@@ -22,7 +22,7 @@ _WITHOUT: dict[str, dict[str, Any]] = {
         "on_disk": False,
         "plan": False,
     },
-    "--on-disk": {"evaluate": None, "heal_steps": 0, "device": "cpu", "dtype": "auto"},
+    "--on-disk": {"evaluate": None, "heal_steps": 0, "device": "cpu"},
 }
 
 
@@ -92,7 +92,7 @@ def check(request: CompressRequest) -> ModelSource:
         if text is not None:
             check_text(text)
     if request.on_disk:
-        _check_on_disk(source)
+        _check_on_disk(source, request.dtype)
     if request.out is not None:
         mark = "config.json" if request.sweep is None else SWEEP_FILE
         check_output(request.out, overwrite=request.overwrite, model=source.path, mark=mark)
@@ -130,10 +130,13 @@ def _refuse_beside(mode: str, request: CompressRequest) -> None:
             raise ValueError(f"{option} cannot be used with {mode}, got {option}{value}")
 
 
-def _check_on_disk(source: ModelSource) -> None:
+def _check_on_disk(source: ModelSource, dtype: str) -> None:
     if source.gguf:
+        return
+    if dtype != "auto":
         raise ValueError(
-            f"--on-disk must have a MODEL directory of safetensors files, got {source.path}"
+            f"--dtype can be used with --on-disk for a .gguf file only, got --dtype {dtype} for "
+            f"{source.path}"
         )
     from fastlr.nn import hf
 

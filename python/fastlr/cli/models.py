@@ -133,7 +133,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu") ->
 
 
 def load_shapes(source: ModelSource, dtype: str = "auto") -> PreTrainedModel:
-    """The model of a directory without its weights, on the meta device: all but what it knows.
+    """The model without its weights, on the meta device: all but what it knows.
 
     Raises
     ------
@@ -148,14 +148,16 @@ def load_shapes(source: ModelSource, dtype: str = "auto") -> PreTrainedModel:
     from fastlr.nn import hf
 
     try:
-        if any(source.directory.glob("*.safetensors")):
+        if source.gguf is None and any(source.directory.glob("*.safetensors")):
             hf.check_directory(source.directory, "MODEL")
-        config: Any = AutoConfig.from_pretrained(source.directory, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(source.directory, **_options(source))
         quantized = getattr(config, "quantization_config", None)
         if quantized is not None:
             kind = dict(quantized).get("quant_method", "another tool")
             what = "compressed already" if kind == "fastlr" else f"quantized with {kind}"
             raise ValueError(f"it is {what}, and a dense model is needed")
+        if source.gguf is not None and dtype == "auto":
+            dtype = "float32"
         stored = config.dtype if dtype == "auto" else getattr(torch, dtype)
         with torch.device("meta"):
             automatic: Any = AutoModelForCausalLM

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.compress_request import CompressRequest
 from fastlr.cli.console import Progress, megabytes, percent, print_json
 from fastlr.cli.decisions import decisions, plan_for
-from fastlr.cli.models import ModelSource, load_model, load_shapes
+from fastlr.cli.models import ModelSource, load_shapes
 
 if TYPE_CHECKING:
     from fastlr.nn.compression.dry_run import CompressionPlan
@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 def show_plan(
     source: ModelSource, request: CompressRequest, progress: Progress, *, as_json: bool
 ) -> None:
-    """Print the plan; nothing is written, and only of a .gguf file the weights are read."""
+    """Print the plan; nothing is written, and no weights are read."""
     with progress.stage("load", f"Reading {source.path}", spin=True):
-        if source.gguf:
-            model = load_model(source, request.dtype)
-        else:
-            model = load_shapes(source, request.dtype)
+        model = load_shapes(source, request.dtype)
     plan = plan_for(model, request)
     if as_json:
         print_json(_as_document(plan, source, request))

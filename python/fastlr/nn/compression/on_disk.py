@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,23 +17,17 @@ from torch import Tensor
 from fastlr.nn import hf
 from fastlr.nn.compression.blocks import find_blocks
 from fastlr.nn.compression.calibration import Calibration
-from fastlr.nn.compression.engine import (
-    Layers,
-    Text,
-    checked_settings,
-    compress_to,
-)
-from fastlr.nn.compression.mapped_tensors import MappedFiles
+from fastlr.nn.compression.engine import Layers, Text, checked_settings, compress_to
+from fastlr.nn.compression.gguf_files import GgufFile
+from fastlr.nn.compression.mapped_model import MappedModel
 from fastlr.nn.compression.model_files import ModelFiles
 from fastlr.nn.compression.report import CompressionReport
 from fastlr.nn.output import atomic_directory, check_output, write_tensors
+from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What transformers may make itself: buffers, and a tensor that it converts.
-_MOST_IN_MEMORY = 0.01
-_CHUNK = 1 << 24
 # Of the files beside the weights: those of tokenizers, and how to generate.
 _COPIED = (".json", ".jinja", ".model", ".txt")
 
@@ -60,6 +52,7 @@ def compress_on_disk(
     ignore: str | Sequence[str] = ("lm_head",),
     seed: int = 0,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> CompressionReport:
@@ -70,7 +63,8 @@ def compress_on_disk(
     Parameters
     ----------
     source : str or path
-        A directory with a ``config.json`` and safetensors files, as ``save_pretrained`` leaves it.
+        A directory with a ``config.json`` and safetensors files, as ``save_pretrained`` leaves it,
+        or a GGUF file of a language model that transformers reads.
     out : str or path
         The directory to write: the compressed model in one file a block, its config, and from
         `source` what belongs to a tokenizer. It appears when it is complete.
@@ -81,6 +75,9 @@ def compress_on_disk(
     checkpoint_dir : str or path, optional
         As in :func:`fastlr.nn.compress_llm`. By default a directory beside `out` that is deleted
         at the end, whatever that is.
+    dtype : torch.dtype, optional
+        What a GGUF file, whose types are not for computing, is unpacked to; float32 by default. A
+        directory keeps its own.
     overwrite : bool, default False
         Whether a model that is saved at `out` may be replaced.
 
@@ -92,8 +89,8 @@ def compress_on_disk(
     ------
     TypeError, ValueError
         As :func:`fastlr.nn.compress_llm`; if `source` is no complete checkpoint of safetensors
-        files, or its tensors are not those that transformers keeps in memory (experts that are
-        stored one by one); if `out` is not empty and may not be replaced.
+        files and no GGUF file, or `dtype` is given for a directory; if `out` is not empty and may
+        not be replaced.
     OSError
         If a file cannot be written. What was at `out` before is still there.
 
@@ -106,8 +103,10 @@ def compress_on_disk(
     of the calibration text between two blocks, with gradients as often again.
 
     The disk holds what `checkpoint_dir` is said to need, and the compressed model once more while
-    it is written. Each block is read from disk or the system's cache about once for every pass, and
-    for each 1024 tokens that the predictions of "loss" are measured on.
+    it is written; beside, as long as it takes, what is stored in another way than transformers
+    keeps it: experts that are stored one by one, or all of a GGUF file. Each block is read from
+    disk or the system's cache about once for every pass, and for each 1024 tokens that the
+    predictions of "loss" are measured on.
 
     Examples
     --------
@@ -125,11 +124,13 @@ def compress_on_disk(
     """
     source, out = Path(source), Path(out)
     check_output(out, overwrite=overwrite, model=source)
-    hf.check_directory(source, "compress_on_disk")
-    stored = _MappedModel.of(source)
-    model = stored.build()
+    packed = None if source.is_dir() else _gguf_file(source, dtype)
+    if packed is None:
+        hf.check_directory(source, "compress_on_disk")
+        if dtype is not None:
+            raise ValueError(f"dtype is for GGUF files, a directory keeps its own, got {dtype}")
     settings = checked_settings(
-        model,
+        MappedModel(source).outline() if packed is None else packed.outline(),
         targets,
         calibration,
         0,
@@ -144,7 +145,17 @@ def compress_on_disk(
     )
     text = Text(calibration, tokenizer, samples, seq_len, seed)
     # Made before any work: a place that cannot be written costs no waiting.
-    with atomic_directory(out) as partial, _checkpoint(checkpoint_dir, out) as directory:
+    with (
+        atomic_directory(out) as partial,
+        _beside(out) as scratch,
+        _checkpoint(checkpoint_dir, out) as directory,
+    ):
+        if packed is not None:
+            source = scratch / "unpacked"
+            with Progress(progress) as bar:
+                packed.unpack(source, bar)
+        stored = MappedModel(source)
+        model = stored.build(scratch / "converted")
 
         def files() -> ModelFiles:
             return ModelFiles.keyed(directory, stored.key(), stored.release)
@@ -171,101 +182,25 @@ def _checkpoint(given: str | os.PathLike[str] | None, out: Path) -> Iterator[Pat
     if given is not None:
         yield Path(given)
         return
+    with _beside(out) as directory:
+        yield directory
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A directory for the time being."""
     out = Path(os.path.abspath(out))
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.work-", dir=out.parent) as directory:
         yield Path(directory)
 
 
-@dataclass(frozen=True)
-class _MappedModel:
-    """A saved model whose tensors stay where they are.
-
-    Attributes
-    ----------
-    directory : Path
-    paths : list of Path
-        Its weight files.
-    """
-
-    directory: Path
-    paths: list[Path]
-    _mapped: MappedFiles = field(default_factory=MappedFiles)
-
-    @classmethod
-    def of(cls, directory: Path) -> _MappedModel:
-        names = hf.weight_files(directory, "compress_on_disk")
-        return cls(directory, [directory / name for name in names])
-
-    def build(self) -> PreTrainedModel:
-        """The model; its parameters are the tensors in the files.
-
-        ValueError if a parameter is missing, or transformers has to convert some.
-        """
-        from transformers import AutoConfig
-
-        kind = hf.model_class(self.directory, "compress_on_disk")
-        config: Any = AutoConfig.from_pretrained(self.directory)
-        tensors: dict[str, Tensor] = {}
-        for path in self.paths:
-            tensors.update(self._mapped.read(path).tensors)
-        dtypes = [t.dtype for t in tensors.values() if t.is_floating_point()]
-        dtype = max(set(dtypes), key=dtypes.count)
-        model, found = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype,
-            output_loading_info=True,
-            # They are refused below, by name.
-            ignore_mismatched_sizes=True,
-        )
-        if found["missing_keys"] or found["mismatched_keys"]:
-            name = min([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])])
-            raise ValueError(
-                f"compress_on_disk: the checkpoint {str(self.directory)!r} holds no tensor that "
-                f"fits {name} of {kind.__name__}"
-            )
-        self._require_mapped(model, tensors)
-        loaded: PreTrainedModel = model.eval()
-        return loaded
-
-    def _require_mapped(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
-        places = {tensor.data_ptr() for tensor in tensors.values()}
-        sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
-        others = {n: sizes[n] for n, p in model.named_parameters() if p.data_ptr() not in places}
-        if sum(others.values()) > _MOST_IN_MEMORY * sum(sizes.values()):
-            name = max(others, key=lambda name: others[name])
-            raise ValueError(
-                f"compress_on_disk: {name} is stored in another way than {type(model).__name__} "
-                "keeps it, and would be converted in memory; load the model and use compress_llm"
-            )
-
-    def key(self) -> str:
-        """A name for the content of the files."""
-        found = hashlib.sha256()
-        for path in [self.directory / "config.json", *self.paths]:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    found.update(chunk)
-        return found.hexdigest()[:16]
-
-    def release(self) -> None:
-        """Let the system forget what it has read of the files."""
-        self._mapped.release()
-
-    @contextmanager
-    def released_after_blocks(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within, each block is forgotten when it has run."""
-        blocks = find_blocks(model).blocks
-        handles = [block.register_forward_hook(lambda *_: self.release()) for block in blocks]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+def _gguf_file(source: Path, dtype: torch.dtype | None) -> GgufFile:
+    if not source.exists():
+        raise ValueError(f"compress_on_disk: there is no directory or file {str(source)!r}")
+    return GgufFile(source, torch.float32 if dtype is None else dtype)
 
 
-def _write(model: PreTrainedModel, directory: Path, stored: _MappedModel) -> None:
+def _write(model: PreTrainedModel, directory: Path, stored: MappedModel) -> None:
     """Save the model, each block in a file of its own."""
     state = model.state_dict()
     shards = _shards(model, state)
