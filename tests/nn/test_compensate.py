@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from four_bits import bitsandbytes
 from torch import nn
 from torch.nn.utils import prune
 
@@ -174,7 +175,7 @@ def test_shared_ranks_spend_what_is_left_on_what_fits():
 
 def quantizers():
     def four_bits(layer):
-        bnb = pytest.importorskip("bitsandbytes", reason="quantizes to four bits")
+        bnb = bitsandbytes()
         new = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, layer.bias is not None, quant_type="nf4"
         )
@@ -291,7 +292,7 @@ def test_saved_and_loaded(make_model, tokens, logits, tmp_path, architecture, dt
 
 
 def test_over_another_quantizer_nothing_useless_is_saved(make_model, tokens, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="quantizes to four bits")
+    bitsandbytes()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     original = make_model()

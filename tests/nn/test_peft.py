@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from four_bits import bitsandbytes
 from torch import nn
 
 from fastlr.nn import (
@@ -94,7 +95,7 @@ def test_the_files_give_the_same_logits(make_model, tokens, logits, tmp_path, ar
 
 
 def test_the_files_serve_a_quantized_model(make_model, tokens, logits, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="quantizes to four bits")
+    bitsandbytes()
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     original = make_model()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastlr.nn.compression.layer_reports import LayerReports
 from fastlr.nn.text_table import aligned
 
 
@@ -54,7 +54,7 @@ class CorrectionReport:
 
 
 @dataclass(frozen=True)
-class CompensationReport:
+class CompensationReport(LayerReports[CorrectionReport]):
     """What :func:`fastlr.nn.compensate` did; the model has it as ``fastlr_report``.
 
     Attributes
@@ -101,13 +101,6 @@ class CompensationReport:
         """The mean over the layers."""
         return self._mean(lambda layer: layer.error_after)
 
-    def layer(self, name: str) -> CorrectionReport:
-        """The report of one layer; KeyError if there is none of that name."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for JSON."""
         return {
@@ -135,6 +128,3 @@ class CompensationReport:
                 *(line.rstrip() for line in aligned(rows)),
             ]
         )
-
-    def _mean(self, error: Callable[[CorrectionReport], float]) -> float:
-        return math.fsum(map(error, self.layers)) / len(self.layers)

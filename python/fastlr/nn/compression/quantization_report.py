@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastlr.nn.compression.layer_reports import LayerReports
 from fastlr.nn.text_table import aligned
 
 
@@ -59,7 +59,7 @@ class QuantizedLayerReport:
 
 
 @dataclass(frozen=True)
-class QuantizationReport:
+class QuantizationReport(LayerReports[QuantizedLayerReport]):
     """What :func:`fastlr.nn.quantize_plus_low_rank` did; the model has it as ``fastlr_report``.
 
     Attributes
@@ -106,13 +106,6 @@ class QuantizationReport:
         """The mean over the layers."""
         return self._mean(lambda layer: layer.error)
 
-    def layer(self, name: str) -> QuantizedLayerReport:
-        """The report of one layer; KeyError if there is none of that name."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for JSON."""
         return {
@@ -153,6 +146,3 @@ class QuantizationReport:
                 *notes,
             ]
         )
-
-    def _mean(self, error: Callable[[QuantizedLayerReport], float]) -> float:
-        return math.fsum(map(error, self.layers)) / len(self.layers)

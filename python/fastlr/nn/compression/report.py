@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fastlr.nn.compression.heal import HealReport
+from fastlr.nn.compression.layer_reports import LayerReports
 from fastlr.nn.compression.loss_model import LossPrediction
 from fastlr.nn.compression.report_page import page
 from fastlr.nn.modules.base import CompressedLinear
@@ -116,7 +117,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class CompressionReport:
+class CompressionReport(LayerReports[LayerReport]):
     """What :func:`fastlr.nn.compress_llm` did; the model has it as ``fastlr_report``.
 
     Attributes
@@ -187,13 +188,6 @@ class CompressionReport:
         """The mean of the layers' relative output errors; None where none is known."""
         known = [layer.output_error for layer in self.layers if layer.output_error is not None]
         return math.fsum(known) / len(known) if known else None
-
-    def layer(self, name: str) -> LayerReport:
-        """The report of one layer; KeyError if there is none of that name."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
 
     def to_dict(self, *, spectra: bool = False) -> dict[str, Any]:
         """Plain Python values, for JSON; with `spectra` the layers' spectra too."""
