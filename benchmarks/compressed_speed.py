@@ -1,9 +1,9 @@
 """Speed and memory of saved models beside the dense one that they were made from.
 
-One token after another with a cache, and 8 windows of 256 tokens at once. The floor of a row is the
-dense model's time times the share of its multiplications that the row's model has, its head
-included. The memory is what one forward pass of the windows adds at its peak, logits of the last
-tokens only, as Linux reports it.
+One token after another with a cache, and 8 windows of 256 tokens at once, with the logits of the
+last tokens only. The floor of a row is the dense model's time times the share of its
+multiplications by weights that the row's model has; the head's count for single tokens alone. The
+memory is what one forward pass of the windows adds at its peak, as Linux reports it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastlr.nn import load
 from fastlr.nn.modules.base import CompressedLinear
@@ -35,11 +35,12 @@ def main() -> None:
         for path in filter(None, given.smaller.split(",")):
             models[Path(path).name] = load(path, dtype=getattr(torch, given.dtype)).eval()
         windows = torch.randint(models["dense"].config.vocab_size, (WINDOWS, LENGTH))
-        products = {name: multiplications(model) for name, model in models.items()}
         for title, run in (
             (f"{NEW_TOKENS} tokens, one after another", generated),
             (f"{WINDOWS} windows of {LENGTH} tokens", forward),
         ):
+            head = run is generated
+            products = {name: multiplications(model, head) for name, model in models.items()}
             cases = [
                 Case(
                     name,
@@ -80,10 +81,10 @@ def facts(
     }
 
 
-def multiplications(model: nn.Module) -> int:
+def multiplications(model: Any, head: bool) -> int:
     """Of all linear layers, for one token."""
-    found = 0
-    for module in model.modules():
+    found = model.lm_head.weight.numel() if head else 0
+    for module in model.model.modules():
         if isinstance(module, CompressedLinear):
             found += module.flops() // 2
         elif is_dense_linear(module):

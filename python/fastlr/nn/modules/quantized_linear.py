@@ -12,7 +12,7 @@ from fastlr.nn.modules.dense import dense_bias, dense_weight, high_precision
 
 # Bits of an entry.
 FORMATS = {"nf4": 4, "int8": 8}
-BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
 _SCALE_BITS = 32
 _MOST_INT8 = 127
 
@@ -28,7 +28,7 @@ class QuantizedLinear(CompressedLinear):
         "nf4": 16 values that are equally frequent among normally distributed entries, rounded and
         read by bitsandbytes, which must be installed; "int8": 255 values at equal distances.
     block_size : int, default 64
-        How many entries, row by row, share a scale: 32, 64, 128, …, or 4096.
+        How many entries, row by row, share a scale: 32, 64, 128, …, or 1024.
     bias : bool, default True
         Whether the layer adds a bias.
     device : torch.device or str, optional
