@@ -51,6 +51,7 @@ Form = Literal["interpolative", "factored", "dense", "sparse", "dictionary", "st
 Allocation = Literal[
     "loss", "uniform", "knapsack", "product", "svd_llm_v2", "d_rank", "welore", "block_influence"
 ]
+Quantization = Literal["nf4", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 ModelArgument = Annotated[
@@ -58,6 +59,20 @@ ModelArgument = Annotated[
 ]
 RatioOption = Annotated[
     float, typer.Option(help="Share of the linear layers' parameters to remove, between 0 and 1.")
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Calibration text; without it the model writes its own."),
+]
+EvaluateOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Text to measure perplexity on, before and after."),
+]
+WindowsOption = Annotated[
+    int | None, typer.Option(min=1, help="Windows of the --evaluate text; default: all.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what fastlr saved at OUT.")
 ]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Number of calibration samples.")]
 SeqLenOption = Annotated[int, typer.Option(min=2, help="Tokens in a sample or window.")]
@@ -110,19 +125,11 @@ def _compress(
     heal_steps: Annotated[
         int, typer.Option(min=0, help="Steps of distillation from the dense model afterwards.")
     ] = 0,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Calibration text; without it the model writes its own."),
-    ] = None,
-    evaluate: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text to measure perplexity on, before and after."),
-    ] = None,
+    calibration: CalibrationOption = None,
+    evaluate: EvaluateOption = None,
     samples: SamplesOption = 64,
     seq_len: SeqLenOption = 512,
-    windows: Annotated[
-        int | None, typer.Option(min=1, help="Windows of the --evaluate text; default: all.")
-    ] = None,
+    windows: WindowsOption = None,
     seed: SeedOption = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "cpu",
@@ -148,9 +155,7 @@ def _compress(
             "a table and a plot of them, and no model.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what fastlr saved at OUT.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress MODEL and save it to the directory OUT."""
@@ -180,6 +185,55 @@ def _compress(
             sweep=sweep,
             overwrite=overwrite,
         ),
+        as_json=as_json,
+    )
+
+
+@app.command("quantize")
+def _quantize(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")],
+    rank: Annotated[
+        int, typer.Option(min=1, help="Of the map of low rank beside each layer.")
+    ] = 64,
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="Of all layers; default without --bits: nf4.")
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="Entries that share a scale.")] = 64,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="For each entry of the weights in all: every layer gets what is best."),
+    ] = None,
+    calibration: CalibrationOption = None,
+    evaluate: EvaluateOption = None,
+    samples: SamplesOption = 64,
+    seq_len: SeqLenOption = 512,
+    windows: WindowsOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "cpu",
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Store MODEL in 4 or 8 bits with maps of low rank beside, and save it to OUT."""
+    from fastlr.cli.quantize import quantize
+
+    quantize(
+        model,
+        out,
+        rank=rank,
+        quantization=quantization,
+        block_size=block_size,
+        bits=bits,
+        calibration=calibration,
+        evaluate=evaluate,
+        samples=samples,
+        seq_len=seq_len,
+        windows=windows,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
         as_json=as_json,
     )
 

@@ -11,22 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.compress_request import CompressRequest, check
 from fastlr.cli.console import Progress, megabytes, percent, print_json
 from fastlr.cli.decisions import say_decisions, say_exceptions
-from fastlr.cli.errors import sentence
-from fastlr.cli.evaluate import Measured, measure, read_windows
-from fastlr.cli.models import (
-    ModelSource,
-    has_tokenizer,
-    load_model,
-    load_shapes,
-    load_tokenizer,
-)
+from fastlr.cli.evaluate import Measured
+from fastlr.cli.models import ModelSource, has_tokenizer, load_shapes, load_tokenizer
 from fastlr.cli.plan import show_plan
+from fastlr.cli.rewriting import Rewriting, Rewritten, say_no_tokenizer
 from fastlr.cli.sweep import sweep_to
-from fastlr.nn.output import atomic_directory, directory_size
+from fastlr.nn.output import directory_size
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fastlr.nn import CompressionReport
@@ -70,26 +63,33 @@ class _Done:
 
     report: CompressionReport
     dtype: torch.dtype
-    before: Measured | None = None
-    after: Measured | None = None
+    rewritten: Rewritten | None = None
+
+    def measured(self, when: str) -> dict[str, Any] | None:
+        """The perplexity "before" or "after", where it was measured."""
+        found: Measured | None = getattr(self.rewritten, when, None)
+        return found.to_dict() if found else None
 
 
 def _in_memory(source: ModelSource, request: CompressRequest, progress: Progress) -> _Done:
-    out = request.directory
-    # The directory is made first, so that one that cannot be written costs no waiting.
-    with atomic_directory(out) as partial:
-        with progress.stage("load", f"Loading {source.path}", spin=True):
-            tokenizer = _tokenizer(source, request, progress)
-            model = load_model(source, request.dtype, request.device)
-        tokens = _evaluation_tokens(request, tokenizer)
-        before = _perplexity(model, tokens, request, progress, "before")
+    rewriting = Rewriting(
+        source,
+        request.directory,
+        request.calibration,
+        request.evaluate,
+        request.seq_len,
+        request.windows,
+        request.dtype,
+        request.device,
+    )
+
+    def change(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
         say_decisions(model, request, progress)
         with progress.stage("compress", "Compressing"):
             _compress(model, tokenizer, request)
-        after = _perplexity(model, tokens, request, progress, "after")
-        with progress.stage("save", f"Saving to {out}"):
-            _save(model, tokenizer, partial, out)
-    return _Done(model.__dict__["fastlr_report"], model.dtype, before, after)
+
+    done = rewriting.run(change, progress)
+    return _Done(done.model.__dict__["fastlr_report"], done.model.dtype, done)
 
 
 def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) -> _Done:
@@ -97,7 +97,7 @@ def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) 
 
     tokenizer = load_tokenizer(source) if request.calibration is not None else None
     if not has_tokenizer(source):
-        _say_no_tokenizer(source, progress)
+        say_no_tokenizer(source, progress)
     shapes = load_shapes(source, request.dtype)
     say_decisions(shapes, request, progress)
     with progress.stage("compress", "Compressing"):
@@ -109,41 +109,6 @@ def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) 
             **_choices(request, tokenizer),
         )
     return _Done(report, shapes.dtype)
-
-
-def _tokenizer(
-    source: ModelSource, request: CompressRequest, progress: Progress
-) -> PreTrainedTokenizerBase | None:
-    reads_text = request.calibration is not None or request.evaluate is not None
-    if reads_text or has_tokenizer(source):
-        return load_tokenizer(source)
-    _say_no_tokenizer(source, progress)
-    return None
-
-
-def _say_no_tokenizer(source: ModelSource, progress: Progress) -> None:
-    progress.say(f"{source.path} holds no tokenizer, so none is saved with the result.")
-
-
-def _evaluation_tokens(
-    request: CompressRequest, tokenizer: PreTrainedTokenizerBase | None
-) -> Tensor | None:
-    if request.evaluate is None or tokenizer is None:
-        return None
-    return read_windows(request.evaluate, tokenizer, request.seq_len, request.windows)
-
-
-def _perplexity(
-    model: PreTrainedModel,
-    tokens: Tensor | None,
-    request: CompressRequest,
-    progress: Progress,
-    when: str,
-) -> Measured | None:
-    if tokens is None:
-        return None
-    with progress.stage(f"evaluate_{when}", f"Measuring perplexity {when}"):
-        return measure(model, tokens, request.seq_len)
 
 
 def _compress(
@@ -171,21 +136,6 @@ def _choices(request: CompressRequest, tokenizer: PreTrainedTokenizerBase | None
     }
 
 
-def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, partial: Path, out: Path
-) -> None:
-    """Write both to `partial`; ValueError, of `out`, where there is no room for them."""
-    from safetensors import SafetensorError
-
-    try:
-        model.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-    # What safetensors raises is no OSError, even where the disk is full.
-    except SafetensorError as error:
-        raise ValueError(f"{out} cannot be written: {sentence(error)}") from error
-
-
 def _as_document(
     done: _Done, source: ModelSource, request: CompressRequest, progress: Progress
 ) -> dict[str, Any]:
@@ -206,24 +156,22 @@ def _as_document(
             "seed": request.seed,
             "dtype": str(done.dtype).removeprefix("torch."),
         },
-        "perplexity_before": done.before.to_dict() if done.before else None,
-        "perplexity_after": done.after.to_dict() if done.after else None,
+        "perplexity_before": done.measured("before"),
+        "perplexity_after": done.measured("after"),
         "report": report.to_dict(),
         "seconds": progress.seconds,
     }
 
 
 def _print(done: _Done, out: Path) -> None:
-    report, before, after = done.report, done.before, done.after
+    report = done.report
     model_before, model_after = report.model_before, report.model_after
     print(
         f"compressed layers: {report.parameters_before:,} → {report.parameters_after:,} parameters "
         f"({percent(report.ratio_achieved)} removed)"
     )
     print(f"whole model: {model_before.parameters:,} → {model_after.parameters:,} parameters")
-    if before and after:
-        print(
-            f"perplexity {before.perplexity:.4f} → {after.perplexity:.4f} "
-            f"({after.windows} windows of {after.seq_len} tokens)"
-        )
+    perplexities = done.rewritten.perplexities() if done.rewritten else None
+    if perplexities is not None:
+        print(perplexities)
     print(f"saved {out} ({megabytes(directory_size(out))})")
