@@ -18,7 +18,7 @@ from fastlr.nn import (
     load,
     quantize_plus_low_rank,
 )
-from fastlr.nn.compression import calibrate, quantization_solver
+from fastlr.nn.compression import calibrate, quantization, quantization_solver
 from fastlr.nn.compression.bit_budget import best_choices
 from fastlr.nn.compression.quantization import _CHOICES
 from fastlr.nn.modules.dense import dense_weight
@@ -76,10 +76,10 @@ def test_a_layer_multiplies_by_its_weight(quantization, dtype):
     assert torch.equal(layer.to_dense().weight, layer.compose().to(dtype))
 
 
-def test_zeros_stay_zeros():
-    for quantization in ("nf4", "int8"):
-        layer = QuantizedLinear.from_weight(torch.zeros(8, 32), quantization)
-        assert not layer.compose().any()
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_zeros_stay_zeros(kind):
+    layer = QuantizedLinear.from_weight(torch.zeros(8, 32), kind)
+    assert not layer.compose().any()
 
 
 @pytest.mark.parametrize(("quantization", "bits"), [("nf4", 4.5), ("int8", 8.5)])
@@ -362,6 +362,14 @@ def test_bad_arguments_change_nothing(make_model, tokens, arguments, error, mess
     assert not corrected(model)
     with pytest.raises(TypeError, match="model must be"):
         quantize_plus_low_rank(nn.Linear(2, 2))
+
+
+def test_what_is_missing_is_said_before_the_work(make_model, tokens, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    monkeypatch.setattr(quantization, "calibrate", None)
+    for arguments in ({}, {"bits": 20}):
+        with pytest.raises(ImportError, match="pip install bitsandbytes"):
+            quantize_plus_low_rank(make_model(), 2, calibration=tokens, **arguments)
 
 
 def test_an_interrupted_call_changes_nothing(make_model, tokens, logits, monkeypatch):

@@ -28,7 +28,11 @@ from fastlr.nn.compression.targets import find_targets
 from fastlr.nn.modules.applied_weight import layer_sizes
 from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.dense import dense_weight
-from fastlr.nn.modules.quantized_linear import check_quantization, stored_bits
+from fastlr.nn.modules.quantized_linear import (
+    check_quantization,
+    require_quantizer,
+    stored_bits,
+)
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -161,6 +165,9 @@ def quantize_plus_low_rank(
     require_unquantized(model)
     with unfused_experts(model) as experts:
         try:
+            blocks = find_targets(model, find_blocks(model), targets, ignore)
+            layers = _layers(blocks, rank)
+            _check_bits(layers, choices, bits)
             if isinstance(calibration, Statistics):
                 statistics = calibration
             else:
@@ -175,15 +182,14 @@ def quantize_plus_low_rank(
                     seed=seed,
                     progress=progress,
                 )
-            blocks = find_targets(model, find_blocks(model), targets, ignore)
-            layers = _layers(blocks, statistics.grams, rank)
+            grams = statistics.grams
             with Progress(progress) as bar, torch.no_grad():
-                chosen = _chosen(layers, choices, bits, bar)
+                chosen = _chosen(layers, grams, choices, bits, bar)
                 bar.stage("Layers quantized", len(layers))
                 found = {}
                 for name, layer in layers.items():
                     bar.step(name)
-                    found[name] = layer.quantized(chosen[name])
+                    found[name] = layer.quantized(chosen[name], grams.get(name))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(UNCHANGED) from None
         with interrupt_deferred(COMPLETED):
@@ -210,6 +216,7 @@ def _choices(
     if bits is None:
         choice = "nf4" if quantization is None else quantization, block_size
         check_quantization("quantize_plus_low_rank", *choice)
+        require_quantizer(choice[0])
         return (choice,)
     if quantization is not None:
         raise ValueError(
@@ -218,6 +225,7 @@ def _choices(
         )
     if not (isinstance(bits, int | float) and 0 < bits < float("inf")):
         raise ValueError(f"bits must be a positive number, got {bits!r}")
+    require_quantizer("nf4")
     return _CHOICES
 
 
@@ -227,11 +235,7 @@ class _Layer:
 
     name: str
     linear: nn.Module
-    gram: Gram | None
     rank: int
-
-    def problem(self) -> QuantizationProblem:
-        return QuantizationProblem(self.linear, self.gram, self.rank)
 
     def bits(self, choice: Choice) -> int:
         """What the layer takes, Q and B A."""
@@ -239,12 +243,14 @@ class _Layer:
         factors = 8 * weight.element_size() * self.rank * sum(weight.shape)
         return stored_bits(weight.numel(), *choice) + factors
 
-    def quantized(self, choice: Choice) -> tuple[CorrectedLinear, QuantizedLayerReport]:
+    def quantized(
+        self, choice: Choice, gram: Gram | None
+    ) -> tuple[CorrectedLinear, QuantizedLayerReport]:
         note = ""
-        if self.gram is None:
+        if gram is None:
             note = NEVER_CALLED
             warn(f"quantize_plus_low_rank: layer {self.name!r}: {note}", UserWarning)
-        found = self.problem().alternate(*choice)
+        found = QuantizationProblem(self.linear, gram, self.rank).alternate(*choice)
         weight = dense_weight(self.linear)
         best = found.best
         layer = CorrectedLinear.around(best.base, best.B, best.A, dtype=weight.dtype)
@@ -255,41 +261,51 @@ class _Layer:
             block_size=choice[1],
             rank=self.rank,
             bits=self.bits(choice) / weight.numel(),
-            error_quantized=relative_error(weight, found.first.base.compose(), self.gram),
+            error_quantized=relative_error(weight, found.first.base.compose(), gram),
             error_compensated=found.first.error,
-            error=relative_error(weight, layer.compose(), self.gram),
+            error=relative_error(weight, layer.compose(), gram),
             rounds=found.rounds,
             note=note,
         )
         return layer, report
 
 
-def _layers(
-    blocks: Iterable[Mapping[str, nn.Module]], grams: Grams, rank: int
-) -> dict[str, _Layer]:
+def _layers(blocks: Iterable[Mapping[str, nn.Module]], rank: int) -> dict[str, _Layer]:
     return {
-        name: _Layer(name, linear, grams.get(name), min(rank, *layer_sizes(linear)))
+        name: _Layer(name, linear, min(rank, *layer_sizes(linear)))
         for block in blocks
         for name, linear in block.items()
     }
 
 
+def _entries(layers: Mapping[str, _Layer]) -> int:
+    return sum(dense_weight(layer.linear).numel() for layer in layers.values())
+
+
+def _check_bits(
+    layers: Mapping[str, _Layer], choices: Sequence[Choice], bits: float | None
+) -> None:
+    least = sum(min(map(layer.bits, choices)) for layer in layers.values()) / _entries(layers)
+    if bits is not None and least > bits:
+        raise ValueError(f"bits must be at least {least:.4g} with this rank, got {bits}")
+
+
 def _chosen(
-    layers: Mapping[str, _Layer], choices: Sequence[Choice], bits: float | None, bar: Progress
+    layers: Mapping[str, _Layer],
+    grams: Grams,
+    choices: Sequence[Choice],
+    bits: float | None,
+    bar: Progress,
 ) -> dict[str, Choice]:
     """What each layer is to be."""
     if bits is None:
         return dict.fromkeys(layers, choices[0])
-    costs = {name: [layer.bits(choice) for choice in choices] for name, layer in layers.items()}
-    entries = sum(dense_weight(layer.linear).numel() for layer in layers.values())
-    least = sum(map(min, costs.values()))
-    if least > bits * entries:
-        raise ValueError(f"bits must be at least {least / entries:.4g} with this rank, got {bits}")
     bar.stage("Layers weighed", len(layers))
     errors = {}
     for name, layer in layers.items():
         bar.step(name)
-        problem = layer.problem()
+        problem = QuantizationProblem(layer.linear, grams.get(name), layer.rank)
         errors[name] = [problem.first(*choice).error for choice in choices]
-    places = best_choices(errors, costs, int(bits * entries))
+    costs = {name: list(map(layer.bits, choices)) for name, layer in layers.items()}
+    places = best_choices(errors, costs, int(bits * _entries(layers)))
     return {name: choices[place] for name, place in places.items()}

@@ -101,8 +101,7 @@ class QuantizedLinear(CompressedLinear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         check_quantization(type(self).__name__, quantization, block_size)
-        if quantization == "nf4":
-            _bitsandbytes()  # without it the layer could not be used
+        require_quantizer(quantization)
         self.quantization = quantization
         self.block_size = block_size
         blocks = -(-in_features * out_features // block_size)
@@ -261,6 +260,12 @@ def check_quantization(owner: str, quantization: str, block_size: int) -> None:
             f"{owner}: block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got "
             f"{block_size!r}"
         )
+
+
+def require_quantizer(quantization: str) -> None:
+    """Raise ImportError if what rounds to it, and reads it, is not installed."""
+    if quantization == "nf4":
+        _bitsandbytes()
 
 
 def stored_bits(entries: int, quantization: str, block_size: int) -> int:
