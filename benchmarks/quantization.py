@@ -29,6 +29,7 @@ from wikitext_compression import (
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32])
+    parser.add_argument("--quantizations", nargs="+", default=["nf4", "int8"])
     parser.add_argument("--bits", type=float, nargs="+", default=[])
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
@@ -49,7 +50,7 @@ def main() -> None:
         print(*rows[-1].values(), file=sys.stderr, flush=True)
 
     common: Any = {"calibration": statistics, "progress": options.progress}
-    for quantization in ("nf4", "int8"):
+    for quantization in options.quantizations:
         for rank in options.ranks:
             start = time.perf_counter()
             together = quantize_plus_low_rank(

@@ -127,13 +127,13 @@ def quantize_plus_low_rank(
     Notes
     -----
     The alternation of [1]_, with the exact minimiser over the layer's inputs X,
-    ‖(W − Q − B A)X‖, in place of one over the weights. It is run twice, from B A = 0 and from the
-    best B A without Q, until a round gains less than 0.1 % or the error rises, 20 rounds at most;
-    the best of all pairs is kept. The first pair of the first run is what quantizing and then
+    ‖(W − Q − B A)X‖, in place of one over the weights. It begins with the best B A without Q, and
+    ends when a round lowers the squared error by less than 1 %, or raises it, after 20 rounds at
+    most. The best pair is kept, and if that is better, the one that quantizing and then
     :func:`compensate` give: the result is never worse.
 
-    The choices within `bits` are an integer program that is solved exactly, with the errors of that
-    first pair.
+    The choices within `bits` are an integer program that is solved exactly, with the errors of
+    that last pair.
 
     A round takes 2·o·i·(o + i) flops, and an eigenproblem of size min(o, i) or, for
     rank ≤ min(o, i)/8, mostly a few products with its matrix. In memory are the model, the Gram

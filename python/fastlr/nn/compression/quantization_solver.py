@@ -16,7 +16,7 @@ from fastlr.nn.modules.quantized_linear import QuantizedLinear
 
 _MOST_ROUNDS = 20
 # A round that lowers the error by less is not worth the next one.
-_LEAST_GAIN = 1e-3
+_LEAST_GAIN = 1e-2
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,16 @@ class QuantizationProblem:
         return next(self._pairs(quantization, block_size, None))
 
     def alternate(self, quantization: str, block_size: int) -> Alternation:
-        """The best pair of two alternations, which begin with Q, and with B A."""
-        first = best = None
-        rounds = 0
+        """The best of the first pair and of those of an alternation that begins with B A."""
+        first = best = self.first(quantization, block_size)
         B, A, _ = self._low_rank(self._weight)
-        for correction in (None, B @ A):
-            last = float("inf")
-            pairs = self._pairs(quantization, block_size, correction)
-            for pair in islice(pairs, _MOST_ROUNDS):
-                rounds += 1
-                first = pair if first is None else first
-                best = pair if best is None or pair.error < best.error else best
-                if not pair.error < (1 - _LEAST_GAIN) * last:
-                    break
-                last = pair.error
-        assert first is not None
-        assert best is not None
+        rounds, last = 1, float("inf")
+        for pair in islice(self._pairs(quantization, block_size, B @ A), _MOST_ROUNDS):
+            rounds += 1
+            best = pair if pair.error < best.error else best
+            if not pair.error < (1 - _LEAST_GAIN) * last:
+                break
+            last = pair.error
         return Alternation(first, best, rounds)
 
     def _pairs(
