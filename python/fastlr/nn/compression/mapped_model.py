@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastlr.nn import hf
 from fastlr.nn.compression.blocks import find_blocks
+from fastlr.nn.compression.freed_memory import give_back_freed_memory
 from fastlr.nn.compression.mapped_tensors import MappedFiles
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ class MappedModel:
         return found.hexdigest()[:16]
 
     def release(self) -> None:
-        """Let the system forget what it has read of the files."""
+        """Let the system forget what it has read of the files, and have what is freed."""
         self._files.release()
+        give_back_freed_memory()
 
     @contextmanager
     def released_after_blocks(self, model: PreTrainedModel) -> Iterator[None]:
