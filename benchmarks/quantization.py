@@ -29,7 +29,7 @@ from wikitext_compression import (
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32])
-    parser.add_argument("--quantizations", nargs="+", default=["nf4", "int8"])
+    parser.add_argument("--quantizations", nargs="*", default=["nf4", "int8"])
     parser.add_argument("--bits", type=float, nargs="+", default=[])
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
