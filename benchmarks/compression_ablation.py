@@ -29,12 +29,11 @@ from fastlr.nn.compression.methods import METHODS, sparse
 from fastlr.nn.evaluate import tokenize
 from harness import machine_line, markdown
 from wikitext_compression import (
-    WIKITEXT,
     load,
     options_of,
     perplexity_of,
-    plain,
     statistics_of,
+    texts_of,
     wikitext,
 )
 
@@ -48,9 +47,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these ablations, by the beginning of their name")
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
-    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
-    if options.second_text:
-        texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
+    texts = texts_of(options, tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
     statistics = statistics_of(model, train, options)
 

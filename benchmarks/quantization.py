@@ -16,12 +16,11 @@ from fastlr.nn.evaluate import tokenize
 from fastlr.nn.modules.replace import replace_modules
 from harness import machine_line, markdown
 from wikitext_compression import (
-    WIKITEXT,
     load,
     options_of,
     perplexity_of,
-    plain,
     statistics_of,
+    texts_of,
     wikitext,
 )
 
@@ -33,9 +32,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=[])
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
-    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
-    if options.second_text:
-        texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
+    texts = texts_of(options, tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
     dense = {name: perplexity_of(model, name, tokens, options) for name, tokens in texts.items()}
     statistics = statistics_of(model, train, options)

@@ -41,9 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     model, tokenizer = load(options.model, options.dtype)
-    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
-    if options.second_text:
-        texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
+    texts = texts_of(options, tokenizer)
     train = tokenize(wikitext(options.train_text), tokenizer)
 
     dense = {name: perplexity_of(model, name, tokens, options) for name, tokens in texts.items()}
@@ -156,6 +154,14 @@ def plain(path: Path) -> str:
     open_text = lzma.open if path.suffix == ".xz" else open
     with open_text(path, "rt", encoding="utf-8") as file:
         return file.read()
+
+
+def texts_of(options: argparse.Namespace, tokenizer: Any) -> dict[str, Tensor]:
+    """The tokens of the texts that are measured on, by their names."""
+    texts = {WIKITEXT: tokenize(wikitext(options.test_text), tokenizer)}
+    if options.second_text:
+        texts[options.second_text.name] = tokenize(plain(options.second_text), tokenizer)
+    return texts
 
 
 def perplexity_of(model: Any, text: str, tokens: Tensor, options: argparse.Namespace) -> float:

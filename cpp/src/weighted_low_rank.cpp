@@ -294,7 +294,7 @@ Product projected_rows(const Problem& p, const Directions& found, int64_t rank) 
   return {X, at::mm(p.W.mH(), X)};
 }
 
-// W' = W Yᴴ Y: where the columns have no weight.
+// W' = W V Vᴴ: where the columns have no weight.
 Product projected_columns(const Problem& p, const Directions& found, int64_t rank) {
   const int64_t loud = std::min(rank, found.loud());
   const auto seen = weighted_rows(p, found.U.narrow(1, 0, loud) / found.S.narrow(0, 0, loud));

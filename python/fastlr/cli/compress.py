@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.compress_request import CompressRequest, check
 from fastlr.cli.console import Progress, megabytes, percent, print_json
 from fastlr.cli.decisions import say_decisions, say_exceptions
-from fastlr.cli.evaluate import Measured
 from fastlr.cli.models import ModelSource, has_tokenizer, load_shapes, load_tokenizer
 from fastlr.cli.plan import show_plan
-from fastlr.cli.rewriting import Rewriting, Rewritten, say_no_tokenizer
+from fastlr.cli.rewriting import Perplexities, Rewriting, say_no_tokenizer
 from fastlr.cli.sweep import sweep_to
 from fastlr.nn.output import directory_size
 
@@ -63,12 +62,7 @@ class _Done:
 
     report: CompressionReport
     dtype: torch.dtype
-    rewritten: Rewritten | None = None
-
-    def measured(self, when: str) -> dict[str, Any] | None:
-        """The perplexity "before" or "after", where it was measured."""
-        found: Measured | None = getattr(self.rewritten, when, None)
-        return found.to_dict() if found else None
+    perplexities: Perplexities
 
 
 def _in_memory(source: ModelSource, request: CompressRequest, progress: Progress) -> _Done:
@@ -88,8 +82,8 @@ def _in_memory(source: ModelSource, request: CompressRequest, progress: Progress
         with progress.stage("compress", "Compressing"):
             _compress(model, tokenizer, request)
 
-    done = rewriting.run(change, progress)
-    return _Done(done.model.__dict__["fastlr_report"], done.model.dtype, done)
+    model, perplexities = rewriting.run(change, progress)
+    return _Done(model.__dict__["fastlr_report"], model.dtype, perplexities)
 
 
 def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) -> _Done:
@@ -108,7 +102,7 @@ def _on_disk(source: ModelSource, request: CompressRequest, progress: Progress) 
             overwrite=request.overwrite,
             **_choices(request, tokenizer),
         )
-    return _Done(report, shapes.dtype)
+    return _Done(report, shapes.dtype, Perplexities())
 
 
 def _compress(
@@ -156,8 +150,7 @@ def _as_document(
             "seed": request.seed,
             "dtype": str(done.dtype).removeprefix("torch."),
         },
-        "perplexity_before": done.measured("before"),
-        "perplexity_after": done.measured("after"),
+        **done.perplexities.document(),
         "report": report.to_dict(),
         "seconds": progress.seconds,
     }
@@ -171,7 +164,7 @@ def _print(done: _Done, out: Path) -> None:
         f"({percent(report.ratio_achieved)} removed)"
     )
     print(f"whole model: {model_before.parameters:,} → {model_after.parameters:,} parameters")
-    perplexities = done.rewritten.perplexities() if done.rewritten else None
-    if perplexities is not None:
-        print(perplexities)
+    line = done.perplexities.line()
+    if line is not None:
+        print(line)
     print(f"saved {out} ({megabytes(directory_size(out))})")

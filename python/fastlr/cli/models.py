@@ -110,7 +110,7 @@ def load_model(source: ModelSource, dtype: str = "auto", device: str = "cpu") ->
     import fastlr.nn  # noqa: F401
 
     options = _options(source)
-    options["dtype"] = "float32" if source.gguf and dtype == "auto" else dtype
+    options["dtype"] = _chosen_dtype(source, dtype)
     try:
         target = torch.device(device)
         # Unpacking a GGUF file draws a bar that no switch of transformers hides.
@@ -156,9 +156,8 @@ def load_shapes(source: ModelSource, dtype: str = "auto") -> PreTrainedModel:
             kind = dict(quantized).get("quant_method", "another tool")
             what = "compressed already" if kind == "fastlr" else f"quantized with {kind}"
             raise ValueError(f"it is {what}, and a dense model is needed")
-        if source.gguf is not None and dtype == "auto":
-            dtype = "float32"
-        stored = config.dtype if dtype == "auto" else getattr(torch, dtype)
+        chosen = _chosen_dtype(source, dtype)
+        stored = config.dtype if chosen == "auto" else getattr(torch, chosen)
         with torch.device("meta"):
             automatic: Any = AutoModelForCausalLM
             model = automatic.from_config(config, dtype=stored or _stored_dtype(source.directory))
@@ -168,6 +167,11 @@ def load_shapes(source: ModelSource, dtype: str = "auto") -> PreTrainedModel:
         ) from error
     evaluated: PreTrainedModel = model.eval()
     return evaluated
+
+
+def _chosen_dtype(source: ModelSource, dtype: str) -> str:
+    """`dtype`, but float32 for "auto" of a GGUF file."""
+    return "float32" if source.gguf and dtype == "auto" else dtype
 
 
 def _stored_dtype(directory: Path) -> torch.dtype | None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from fastlr.cli.console import Progress, megabytes, print_json
 from fastlr.cli.evaluate import check_text
 from fastlr.cli.models import find_model
-from fastlr.cli.rewriting import Rewriting, Rewritten
+from fastlr.cli.rewriting import Perplexities, Rewriting
 from fastlr.nn.output import check_output, directory_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fastlr.nn import QuantizationReport
 
 
 def quantize(
@@ -49,36 +51,30 @@ def quantize(
             quantize_plus_low_rank(model, tokenizer=tokenizer, progress=True, **choices)
 
     rewriting = Rewriting(source, out, calibration, evaluate, seq_len, windows, dtype, device)
-    done = rewriting.run(change, progress)
-    if as_json:
-        print_json(_as_document(done, rewriting, choices, progress))
-    else:
-        _print(done, out)
+    quantized, perplexities = rewriting.run(change, progress)
+    if not as_json:
+        _print(quantized.__dict__["fastlr_report"], perplexities, out)
+        return
+    print_json(
+        {
+            "model": str(source.path),
+            "out": str(out),
+            "bytes": directory_size(out),
+            "settings": {**choices, "dtype": str(quantized.dtype).removeprefix("torch.")},
+            **perplexities.document(),
+            "report": quantized.__dict__["fastlr_report"].to_dict(),
+            "seconds": progress.seconds,
+        }
+    )
 
 
-def _as_document(
-    done: Rewritten, rewriting: Rewriting, choices: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    return {
-        "model": str(rewriting.source.path),
-        "out": str(rewriting.out),
-        "bytes": directory_size(rewriting.out),
-        "settings": {**choices, "dtype": str(done.model.dtype).removeprefix("torch.")},
-        "perplexity_before": done.before.to_dict() if done.before else None,
-        "perplexity_after": done.after.to_dict() if done.after else None,
-        "report": done.model.__dict__["fastlr_report"].to_dict(),
-        "seconds": progress.seconds,
-    }
-
-
-def _print(done: Rewritten, out: Path) -> None:
-    report = done.model.__dict__["fastlr_report"]
+def _print(report: QuantizationReport, perplexities: Perplexities, out: Path) -> None:
     print(f"{len(report.layers)} layers: {report.bits:.3f} bits an entry, corrections included")
     print(
         f"mean error of a layer's outputs {report.mean_error_quantized:.2e} rounded, "
         f"{report.mean_error_compensated:.2e} then corrected, {report.mean_error:.2e} as it is"
     )
-    perplexities = done.perplexities()
-    if perplexities is not None:
-        print(perplexities)
+    line = perplexities.line()
+    if line is not None:
+        print(line)
     print(f"saved {out} ({megabytes(directory_size(out))})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastlr.cli.console import Progress
 from fastlr.cli.errors import sentence
@@ -48,8 +48,8 @@ class Rewriting:
         self,
         change: Callable[[PreTrainedModel, PreTrainedTokenizerBase | None], None],
         progress: Progress,
-    ) -> Rewritten:
-        """Do it; nothing is left at `out` where it fails."""
+    ) -> tuple[PreTrainedModel, Perplexities]:
+        """The changed model and its perplexities; nothing is left at `out` where it fails."""
         # The directory is made first, so that one that cannot be written costs no waiting.
         with atomic_directory(self.out) as partial:
             with progress.stage("load", f"Loading {self.source.path}", spin=True):
@@ -63,7 +63,7 @@ class Rewriting:
             after = self._perplexity(model, tokens, progress, "after")
             with progress.stage("save", f"Saving to {self.out}"):
                 self._save(model, tokenizer, partial)
-        return Rewritten(model, before, after)
+        return model, Perplexities(before, after)
 
     def _tokenizer(self, progress: Progress) -> PreTrainedTokenizerBase | None:
         reads_text = self.calibration is not None or self.evaluate is not None
@@ -96,15 +96,21 @@ class Rewriting:
 
 
 @dataclass(frozen=True)
-class Rewritten:
-    """The model as it is saved, and its perplexity before and after where it was measured."""
+class Perplexities:
+    """Of a model before and after, where they were measured."""
 
-    model: PreTrainedModel
-    before: Measured | None
-    after: Measured | None
+    before: Measured | None = None
+    after: Measured | None = None
 
-    def perplexities(self) -> str | None:
-        """A line about them."""
+    def document(self) -> dict[str, Any]:
+        """The perplexities for JSON, None where they were not measured."""
+        return {
+            "perplexity_before": self.before.to_dict() if self.before else None,
+            "perplexity_after": self.after.to_dict() if self.after else None,
+        }
+
+    def line(self) -> str | None:
+        """For people; None where nothing was measured."""
         if self.before is None or self.after is None:
             return None
         return (

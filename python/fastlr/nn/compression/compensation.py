@@ -29,6 +29,7 @@ from fastlr.nn.modules.applied_weight import applied_weight, layer_sizes
 from fastlr.nn.modules.base import CompressedLinear
 from fastlr.nn.modules.corrected_linear import CorrectedLinear
 from fastlr.nn.modules.dense import dense_weight, high_precision
+from fastlr.nn.modules.rank_choice import check_common_rank
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -228,10 +229,8 @@ class _Correction:
 def _check_size(rank: int | None, ratio: float | None) -> None:
     if (rank is None) == (ratio is None):
         raise ValueError(f"one of rank and ratio must be given, got rank={rank}, ratio={ratio}")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise TypeError(f"rank must be an integer, got {rank!r}")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    if rank is not None:
+        check_common_rank(rank)
     if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
         raise ValueError(f"ratio must be between 0 and 1, both excluded, got {ratio!r}")
 

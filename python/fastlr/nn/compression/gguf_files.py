@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlr.nn.compression.shards import write_shards
 from fastlr.nn.modules.dense import FLOAT_DTYPES
-from fastlr.nn.output import write_tensors
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
@@ -58,38 +57,28 @@ class GgufFile:
 
     def unpack(self, directory: Path, bar: Progress) -> None:
         """Write the model to a new directory, a block to a file, with little more in memory."""
+        from gguf import GGUFReader
         from transformers import AutoTokenizer
 
         directory.mkdir()
         model = self.outline()
-        weight_map: dict[str, str] = {}
-        for number, tensors in enumerate(self._blocks(model, bar), 1):
-            file = f"model-{number:05d}.safetensors"
-            write_tensors(directory / file, tensors, {"format": "pt"})
-            weight_map.update(dict.fromkeys(tensors, file))
-        index = {"metadata": {}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-        if "tokenizer.ggml.model" in self._reader().fields:
+        # Only here: what it has read stays in memory as long as it does.
+        reader = GGUFReader(self.path)
+        count = len(set(map(_block_of, reader.tensors)))
+        write_shards(model, self.dtype, self._blocks(model, reader, bar), count, directory)
+        if "tokenizer.ggml.model" in reader.fields:
             tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
             tokenizer.save_pretrained(directory)
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = str(self.dtype).removeprefix("torch.")
-        model.config.save_pretrained(directory)
 
-    def _reader(self) -> Any:
-        from gguf import GGUFReader
-
-        return GGUFReader(self.path)
-
-    def _blocks(self, model: PreTrainedModel, bar: Progress) -> Iterator[dict[str, Tensor]]:
+    def _blocks(
+        self, model: PreTrainedModel, reader: Any, bar: Progress
+    ) -> Iterator[dict[str, Tensor]]:
         """The tensors of each block, as transformers unpacks, names and arranges them."""
         from gguf import dequantize
         from transformers import modeling_gguf_pytorch_utils
 
         of_transformers: Any = modeling_gguf_pytorch_utils
         parsed = of_transformers.load_gguf_checkpoint(self.path)
-        reader = self._reader()
         architecture = reader.fields["general.architecture"].contents()
         kinds = of_transformers.TENSOR_PROCESSORS
         kind = kinds.get(architecture, of_transformers.TensorProcessor)
@@ -110,8 +99,7 @@ class GgufFile:
                 if made.name in names:
                     # A copy: what is not packed is a view of the file.
                     found[names[made.name]] = torch.from_numpy(np.array(made.weights))
-            if found:
-                yield {name: value.to(self.dtype).contiguous() for name, value in found.items()}
+            yield {name: value.to(self.dtype).contiguous() for name, value in found.items()}
 
 
 def _block_of(tensor: Any) -> int:

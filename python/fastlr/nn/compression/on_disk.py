@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -22,7 +21,8 @@ from fastlr.nn.compression.gguf_files import GgufFile
 from fastlr.nn.compression.mapped_model import MappedModel
 from fastlr.nn.compression.model_files import ModelFiles
 from fastlr.nn.compression.report import CompressionReport
-from fastlr.nn.output import atomic_directory, check_output, write_tensors
+from fastlr.nn.compression.shards import write_shards
+from fastlr.nn.output import atomic_directory, check_output
 from fastlr.nn.progress import Progress
 
 if TYPE_CHECKING:
@@ -124,13 +124,9 @@ def compress_on_disk(
     """
     source, out = Path(source), Path(out)
     check_output(out, overwrite=overwrite, model=source)
-    packed = None if source.is_dir() else _gguf_file(source, dtype)
-    if packed is None:
-        hf.check_directory(source, "compress_on_disk")
-        if dtype is not None:
-            raise ValueError(f"dtype is for GGUF files, a directory keeps its own, got {dtype}")
+    saved = _saved(source, dtype)
     settings = checked_settings(
-        MappedModel(source).outline() if packed is None else packed.outline(),
+        saved.outline(),
         targets,
         calibration,
         0,
@@ -150,11 +146,7 @@ def compress_on_disk(
         _beside(out) as scratch,
         _checkpoint(checkpoint_dir, out) as directory,
     ):
-        if packed is not None:
-            source = scratch / "unpacked"
-            with Progress(progress) as bar:
-                packed.unpack(source, bar)
-        stored = MappedModel(source)
+        stored = _mapped(saved, scratch / "unpacked", progress)
         model = stored.build(scratch / "converted")
 
         def files() -> ModelFiles:
@@ -171,7 +163,7 @@ def compress_on_disk(
                 after_reading=stored.release,
             )
         _write(model, partial, stored)
-        _copy_beside(source, partial)
+        _copy_beside(stored.directory, partial)
     report: CompressionReport = model.__dict__["fastlr_report"]
     return report
 
@@ -194,31 +186,37 @@ def _beside(out: Path) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _gguf_file(source: Path, dtype: torch.dtype | None) -> GgufFile:
-    if not source.exists():
+def _saved(source: Path, dtype: torch.dtype | None) -> MappedModel | GgufFile:
+    if source.is_file():
+        return GgufFile(source, torch.float32 if dtype is None else dtype)
+    if not source.is_dir():
         raise ValueError(f"compress_on_disk: there is no directory or file {str(source)!r}")
-    return GgufFile(source, torch.float32 if dtype is None else dtype)
+    hf.check_directory(source, "compress_on_disk")
+    if dtype is not None:
+        raise ValueError(f"dtype is for GGUF files, a directory keeps its own, got {dtype}")
+    return MappedModel(source)
+
+
+def _mapped(saved: MappedModel | GgufFile, unpacked: Path, progress: bool) -> MappedModel:
+    """The model as views of files, which a GGUF file is unpacked to."""
+    if isinstance(saved, MappedModel):
+        return saved
+    with Progress(progress) as bar:
+        saved.unpack(unpacked, bar)
+    return MappedModel(unpacked)
 
 
 def _write(model: PreTrainedModel, directory: Path, stored: MappedModel) -> None:
     """Save the model, each block in a file of its own."""
     state = model.state_dict()
     shards = _shards(model, state)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: state[name].contiguous() for name in names}
-        write_tensors(directory / file, tensors, {"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-        total += sum(t.numel() * t.element_size() for t in tensors.values())
-        stored.release()
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    path = directory / "model.safetensors.index.json"
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    model.config.dtype = str(model.dtype).removeprefix("torch.")
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(directory)
+
+    def parts() -> Iterator[dict[str, Tensor]]:
+        for names in shards:
+            yield {name: state[name].contiguous() for name in names}
+            stored.release()
+
+    write_shards(model, model.dtype, parts(), len(shards), directory)
     generation: Any = model.generation_config
     if generation is not None:
         generation.save_pretrained(directory)

@@ -33,6 +33,7 @@ from fastlr.nn.modules.quantized_linear import (
     require_quantizer,
     stored_bits,
 )
+from fastlr.nn.modules.rank_choice import check_common_rank
 from fastlr.nn.modules.replace import replace_modules
 from fastlr.nn.progress import Progress
 
@@ -209,10 +210,7 @@ def _choices(
     rank: int, quantization: str | None, block_size: int, bits: float | None
 ) -> tuple[Choice, ...]:
     """What each layer may be, once the arguments are seen to fit."""
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise TypeError(f"rank must be an integer, got {rank!r}")
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    check_common_rank(rank)
     if bits is None:
         choice = "nf4" if quantization is None else quantization, block_size
         check_quantization("quantize_plus_low_rank", *choice)

@@ -75,9 +75,10 @@ class QuantizationProblem:
         self._rank = rank
         self._unit = None if gram is None else gram.unit
         out_features, in_features = self._weight.shape
-        tall = gram is not None and out_features > in_features
+        self._right: Tensor | tuple[Tensor, Tensor] | None = self._unit
         # Of the shorter side's weight the eigenvalues are needed, which layers share.
-        self._right = gram.eigen() if tall and gram is not None else self._unit
+        if gram is not None and out_features > in_features:
+            self._right = gram.eigen()
         self._size = float(weighted_norm(self._weight, self._unit))
 
     def first(self, quantization: str, block_size: int) -> Pair:

@@ -27,6 +27,14 @@ def check_between(owner: str, name: str, number: int, limit: int) -> None:
         raise ValueError(f"{owner}: {name} must be between 1 and {limit}, got {number}")
 
 
+def check_common_rank(rank: int) -> None:
+    """Raise TypeError or ValueError for what is no rank; one too large for a layer is cut there."""
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"rank must be an integer, got {rank!r}")
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+
+
 def check_tolerance(owner: str, tol: float) -> None:
     """Raise ValueError unless 0 ≤ tol < 1."""
     if not 0 <= tol < 1:
